@@ -1,0 +1,60 @@
+"""Checkpoint -> Hugging Face folder, with its codecs beside the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avtok.load import codec_folder
+
+from ray_jobs.errors import UserError
+from ray_jobs.run_folder import last_commit
+from ray_jobs.train_worker import layout_of
+from worldmodel.config import RunConfig
+from worldmodel.export import INDEX_FILE, NotAModel, load_model, save_model
+from worldmodel.load_config import load_config
+from worldmodel.model.transformer import WorldTransformer
+from worldmodel.train.checkpoint import CheckpointReader
+
+
+def export_run(run: Path, out: Path) -> Path:
+    """Writes the EMA weights of the last commit. UserError when nothing was committed."""
+    commit = last_commit(run)
+    if commit is None:
+        raise UserError(f"{run}: nothing was committed, so there is nothing to export")
+    cfg = load_config(run / "config.yaml")
+    reader = CheckpointReader(commit)
+    facts: dict[str, Any] = {"steps": reader.model["step"], "seed": cfg.seed, "objective": cfg.objective.rep}
+    save_model(out, reader.ema_weights(), layout_of(cfg), cfg, facts)
+    for modality, name in (("video", cfg.codec.video), ("audio", cfg.codec.audio)):
+        shutil.copytree(codec_folder(name), out / "codecs" / modality, dirs_exist_ok=True)
+    return out
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    model: WorldTransformer
+    cfg: RunConfig
+    prediction: str
+    folder: Path
+
+
+def find_model(name: str) -> Path:
+    """Folder of an exported model: given itself, or the run that holds it. UserError names what is missing."""
+    for folder in (Path(name), Path(name) / "export", Path("runs") / name / "export"):
+        if (folder / INDEX_FILE).is_file():
+            return folder
+    hint = "export it first: worldmodel export RUN --out DIR" if Path(name).is_dir() else "no such folder or run"
+    raise UserError(f"{name}: not an exported model ({hint})")
+
+
+def load_exported(folder: Path) -> LoadedModel:
+    """UserError when the folder is no model of this version."""
+    try:
+        model, cfg, prediction = load_model(folder)
+    except (NotAModel, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder}: cannot be loaded: {error}") from None
+    return LoadedModel(model, cfg, prediction, folder)

@@ -1,0 +1,111 @@
+"""Embedded world -> .mp4 clips, exact truth and a manifest, as Ray tasks. The caller has initialised Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from ray_jobs.errors import UserError
+from worldmodel.worlds.bounce import BounceSettings, Truth, simulate, write_truth
+
+CLIPS_PER_TASK = 8
+TASKS_AHEAD = 2  # queued per CPU, so that no core waits for the driver
+TRUTH_FILE = "truth.parquet"
+MANIFEST_FILE = "manifest.jsonl"
+
+WORLDS: dict[str, BounceSettings] = {"bounce_one": BounceSettings()}
+
+
+def render(
+    world: str,
+    *,
+    clips: int,
+    out: str,
+    seed: int,
+    duration_s: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> str:
+    """Render `clips` clips into the folder `out`, which every worker must reach; return the manifest's path.
+
+    Writes clip_00000.mp4 and on, truth.parquet (the same arguments give the same bytes) and manifest.jsonl,
+    which comes last: a folder with a manifest is complete. progress(done, clips) is called as tasks end.
+    UserError for bad arguments.
+    """
+    folder = Path(out).resolve()
+    _check(world, clips=clips, folder=folder, duration_s=duration_s)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / MANIFEST_FILE
+    manifest.unlink(missing_ok=True)
+
+    starts = list(range(0, clips, CLIPS_PER_TASK))
+    most_in_flight = TASKS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    in_flight: list[ray.ObjectRef] = []
+    truths: list[Truth] = []
+    while starts or in_flight:
+        while starts and len(in_flight) < most_in_flight:
+            start = starts.pop(0)
+            stop = min(start + CLIPS_PER_TASK, clips)
+            in_flight.append(_render_clips.remote(world, start, stop, str(folder), seed, duration_s))
+        done, in_flight = ray.wait(in_flight, num_returns=1)
+        truths += ray.get(done[0])
+        if progress is not None:
+            progress(len(truths), clips)
+
+    truths.sort(key=lambda truth: truth.clip)
+    write_truth(folder / TRUTH_FILE, truths)
+    lines = (json.dumps({"video": truth.clip, "caption": truth.caption}) + "\n" for truth in truths)
+    manifest.write_text("".join(lines), encoding="utf-8")
+    return str(manifest)
+
+
+def _check(world: str, *, clips: int, folder: Path, duration_s: float) -> None:
+    if world not in WORLDS:
+        raise UserError(f"no world is named {world!r}; there is {', '.join(WORLDS)}")
+    if clips < 1:
+        raise UserError(f"--clips must be at least 1, got {clips}")
+    if round(duration_s * WORLDS[world].fps) < 1:
+        raise UserError(f"a clip of {duration_s} s has no frame at {WORLDS[world].fps} fps; use more seconds")
+    ours = {clip_name(index) for index in range(clips)}
+    others = [path.name for path in folder.glob("clip_*.mp4") if path.name not in ours]
+    if others:  # they would be taken for clips of this render by whoever indexes the folder
+        raise UserError(
+            f"{folder} holds {len(others)} other clips, such as {min(others)}; use an empty folder"
+        )
+
+
+def clip_name(index: int) -> str:
+    return f"clip_{index:05d}.mp4"
+
+
+def clip_seed(seed: int, index: int) -> int:
+    """Seed of one clip: independent of how many are rendered, and of the seeds of its neighbours."""
+    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint32)[0])
+
+
+@ray.remote(num_cpus=1)
+def _render_clips(world: str, start: int, stop: int, out: str, seed: int, duration_s: float) -> list[Truth]:
+    return [
+        render_clip(world, index, out=out, seed=seed, duration_s=duration_s) for index in range(start, stop)
+    ]
+
+
+def render_clip(world: str, index: int, *, out: str, seed: int, duration_s: float) -> Truth:
+    """Simulate and write one clip in this process; return its truth, which names the file."""
+    from avtok.mux import write_clip
+
+    settings = WORLDS[world]
+    episode = simulate(settings, seed=clip_seed(seed, index), duration_s=duration_s)
+    name = clip_name(index)
+    write_clip(
+        Path(out) / name,
+        episode.video_THWC,
+        episode.audio_N,
+        fps=settings.fps,
+        sample_rate=settings.sample_rate,
+    )
+    return replace(episode.truth, clip=name)

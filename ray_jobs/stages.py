@@ -1,0 +1,208 @@
+"""Planned clips -> latents. Decode and encode are one call: pixels never enter the object store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from avtok.decode import ClipError, DecodedClip, decode_clip
+from avtok.load import load_codec
+from avtok.spec import CodecSpec
+from ray_jobs.cache import CacheWriteError, LatentCache
+from ray_jobs.errors import UserError
+from ray_jobs.plan import PADDING, Plan, Sample
+from worldmodel.batch import LatentBatch, ModalityLatents
+from worldmodel.config import RunConfig
+
+# B clips, T latent steps, H W latent rows and columns, C channels, N text tokens, F frames, A action width.
+
+Row = dict[str, Any]
+BYTE_OFFSET = 1  # text tokens are UTF-8 bytes + 1; 0 is padding
+
+
+@dataclass(frozen=True)
+class ClipLatents:
+    """One clip, float16 latents. A clip that could not be used is zeros, nothing valid, and says why."""
+
+    arrays: dict[str, np.ndarray]
+    reason: str = ""
+    was_cached: bool = False
+    cache_error: str = ""
+
+
+class EncodeBatch:
+    """A row that names a planned micro-batch -> a row of fixed-shape arrays. No clip makes it raise."""
+
+    def __init__(self, plan: Plan, cfg: RunConfig) -> None:
+        self.plan, self.cfg = plan, cfg
+        self.video: Any = load_codec(cfg.codec.video)
+        self.audio: Any = load_codec(cfg.codec.audio)
+        self._check_codecs()
+        self.num_frames = round(cfg.data.clip_s * cfg.data.fps)
+        self.video_steps = self.video.spec.steps_of_units(self.num_frames)
+        self.audio_steps = self.audio.spec.steps_of_units(round(cfg.data.clip_s * cfg.data.sample_rate))
+        self.cache = LatentCache(cfg.data.cache, (self.video.spec, self.audio.spec), cfg.data)
+
+    def __call__(self, row: Row) -> Row:
+        """{global_index} -> global_index and what `encode_batch` gives; -1 is the empty micro-batch."""
+        global_index = int(row["global_index"])
+        return {"global_index": global_index, **self.encode_batch(*self.plan.batch_at(global_index))}
+
+    def encode_batch(self, epoch: int, batch_id: int, sample_ids_B: np.ndarray) -> Row:
+        """The arrays of `to_latent_batch`, how many clips were cached and a cache error if any."""
+        clips = [self.encode(int(i)) for i in sample_ids_B]
+        stacked = {name: np.stack([clip.arrays[name] for clip in clips]) for name in clips[0].arrays}
+        reasons = {int(i): clip.reason for i, clip in zip(sample_ids_B, clips, strict=True) if clip.reason}
+        return stacked | {
+            "epoch": epoch,
+            "batch_id": batch_id,
+            "sample_ids": sample_ids_B,
+            "reasons": json.dumps(reasons),
+            "video_time_s": _spans_s(self.video.spec, self.video_steps),
+            "audio_time_s": _spans_s(self.audio.spec, self.audio_steps),
+            "num_cached": sum(clip.was_cached for clip in clips),
+            "cache_error": next((clip.cache_error for clip in clips if clip.cache_error), ""),
+        }
+
+    def encode(self, sample_id: int) -> ClipLatents:
+        """The latents, text and actions of one sample; padding (-1) is an empty clip without a reason."""
+        empty = self._empty()
+        if sample_id == PADDING:
+            return ClipLatents(empty)
+        sample = self.plan.sample(sample_id)
+        cached = self.cache.read(sample)
+        if cached is not None:
+            return ClipLatents(empty | cached | self._text_and_actions(sample), was_cached=True)
+        try:
+            latents = self._decode_and_encode(sample)
+        except ClipError as error:  # every decoder failure is one: the clip keeps its place, with a reason
+            return ClipLatents(empty, reason=" ".join(str(error).split()))
+        arrays = empty | latents | self._text_and_actions(sample)
+        try:
+            self.cache.write(sample, latents)
+        except CacheWriteError as error:
+            return ClipLatents(arrays, cache_error=str(error))
+        return ClipLatents(arrays)
+
+    def _decode_and_encode(self, sample: Sample) -> dict[str, np.ndarray]:
+        """Latents of the whole steps that hold media; the rest of the clip stays zeros and invalid."""
+        data, video, audio = self.cfg.data, self.video.spec, self.audio.spec
+        # half a frame of slack: containers round a duration
+        whole = video.steps_of_units(int((sample.valid_s + 0.5 / data.fps) * data.fps))
+        valid_s = video.units_of_steps(min(whole, self.video_steps)) / data.fps
+        if not sample.has_video:
+            whole = audio.steps_of_units(round(sample.valid_s * data.sample_rate))
+            valid_s = audio.units_of_steps(min(whole, self.audio_steps)) / data.sample_rate
+        if not whole:
+            raise ClipError(f"{sample.uri}: {sample.valid_s:.3f} s is shorter than one latent step")
+        clip = decode_clip(
+            sample.uri,
+            start_s=sample.start_s,
+            end_s=sample.start_s + valid_s,
+            fps=data.fps,
+            size=data.size,
+            sample_rate=data.sample_rate,
+            context_frames=video.left_context_units,
+            context_samples=audio.left_context_units,
+            audio_uri=sample.audio_uri or None,
+        )
+        return self._encode_picture(sample, clip) | self._encode_sound(sample, clip)
+
+    def _encode_picture(self, sample: Sample, clip: DecodedClip) -> dict[str, np.ndarray]:
+        if not sample.has_video or clip.video_THWC is None:
+            return {}
+        context_steps = self.video.spec.steps_of_units(clip.context_frames)
+        latents_THWC = self.video.encode(clip.video_THWC)[context_steps:]
+        return _padded("video", latents_THWC, self.video_steps, sample)
+
+    def _encode_sound(self, sample: Sample, clip: DecodedClip) -> dict[str, np.ndarray]:
+        # a muted track is no sound: it would teach that the world is silent
+        if not sample.has_sound or clip.audio_N is None:
+            return {}
+        latents_TC = self.audio.encode(clip.audio_N, context_samples=clip.context_samples)
+        return _padded("audio", latents_TC, self.audio_steps, sample)
+
+    def _text_and_actions(self, sample: Sample) -> dict[str, np.ndarray]:
+        text_N = np.zeros(self.cfg.model.text_tokens, dtype=np.int64)
+        encoded = sample.text.encode("utf-8")[: len(text_N)]
+        text_N[: len(encoded)] = np.frombuffer(encoded, dtype=np.uint8).astype(np.int64) + BYTE_OFFSET
+        actions_FA, valid_F = self._no_actions()
+        if sample.actions:
+            given_FA = np.asarray(json.loads(sample.actions), dtype=np.float32)[: self.num_frames]
+            actions_FA[: given_FA.shape[0], : given_FA.shape[1]] = given_FA
+            valid_F[: given_FA.shape[0]] = True
+        return {"text": text_N, "actions": actions_FA, "actions_valid": valid_F}
+
+    def _no_actions(self) -> tuple[np.ndarray, np.ndarray]:
+        actions_FA = np.zeros((self.num_frames, self.cfg.model.action_dim), dtype=np.float32)
+        return actions_FA, np.zeros(self.num_frames, dtype=bool)
+
+    def _empty(self) -> dict[str, np.ndarray]:
+        actions_FA, actions_valid_F = self._no_actions()
+        video_shape = self.video.spec.latent_shape(self.video_steps, self.cfg.data.size)
+        return {
+            "video": np.zeros(video_shape, dtype=np.float16),
+            "video_valid": np.zeros(self.video_steps, dtype=bool),
+            "audio": np.zeros(self.audio.spec.latent_shape(self.audio_steps), dtype=np.float16),
+            "audio_valid": np.zeros(self.audio_steps, dtype=bool),
+            "text": np.zeros(self.cfg.model.text_tokens, dtype=np.int64),
+            "actions": actions_FA,
+            "actions_valid": actions_valid_F,
+        }
+
+    def _check_codecs(self) -> None:
+        video, audio, data = self.video.spec, self.audio.spec, self.cfg.data
+        problems = []
+        if video.modality != "video" or audio.modality != "audio":
+            problems.append(f"codec: {video.name} is for {video.modality}, {audio.name} for {audio.modality}")
+        if video.rate_hz != data.fps:
+            problems.append(f"data.fps={data.fps}, codec {video.name} needs {video.rate_hz}")
+        if audio.rate_hz != data.sample_rate:
+            problems.append(f"data.sample_rate={data.sample_rate}, codec {audio.name} needs {audio.rate_hz}")
+        if problems:
+            raise UserError(*problems)
+
+
+def to_latent_batch(row: Row) -> LatentBatch:
+    """A row of `EncodeBatch` as float32 tensors. Whatever is valid may carry loss."""
+
+    def modality(name: str) -> ModalityLatents:
+        valid_BT = _tensor(row[f"{name}_valid"], torch.bool)
+        return ModalityLatents(
+            latents=_tensor(row[name], torch.float32),
+            valid_BT=valid_BT,
+            loss_mask_BT=valid_BT.clone(),
+            time_s_T2=_tensor(row[f"{name}_time_s"], torch.float32),
+        )
+
+    return LatentBatch(
+        epoch=int(row["epoch"]),
+        batch_id=int(row["batch_id"]),
+        sample_ids_B=_tensor(row["sample_ids"], torch.int64),
+        video=modality("video"),
+        audio=modality("audio"),
+        text_BN=_tensor(row["text"], torch.int64),
+        actions_BFA=_tensor(row["actions"], torch.float32),
+        actions_valid_BF=_tensor(row["actions_valid"], torch.bool),
+        reasons={int(i): reason for i, reason in json.loads(str(row["reasons"])).items()},
+    )
+
+
+def _tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(array, dtype=dtype)  # a copy: the object store's memory is read-only
+
+
+def _padded(name: str, latents: torch.Tensor, num_steps: int, sample: Sample) -> dict[str, np.ndarray]:
+    if not torch.isfinite(latents).all():
+        raise ClipError(f"{sample.uri}: its {name} latents are not finite")
+    padded = np.zeros((num_steps, *latents.shape[1:]), dtype=np.float16)
+    padded[: len(latents)] = latents.numpy().astype(np.float16)
+    return {name: padded, f"{name}_valid": np.arange(num_steps) < len(latents)}
+
+
+def _spans_s(spec: CodecSpec, num_steps: int) -> np.ndarray:
+    return np.array([spec.span_s(step) for step in range(num_steps)])

@@ -1,0 +1,186 @@
+"""The training job: index, plan, preflight, then Ray Train with ZeRO-3 workers. The same call resumes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from ray_jobs.accounting import Ledger
+from ray_jobs.board import Board, News
+from ray_jobs.cluster import check_fits
+from ray_jobs.errors import JobError, UserError
+from ray_jobs.export import export_run
+from ray_jobs.index import index_sources
+from ray_jobs.metrics_files import MetricsFiles
+from ray_jobs.plan import Plan, make_plan
+from ray_jobs.run_folder import RunFolder, last_commit
+from ray_jobs.runtime_env import package_version
+from ray_jobs.train_worker import layout_of, train_worker
+from worldmodel.config import RunConfig
+
+POLL_S = 0.25
+Progress = Callable[[str, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How the job ended. status: finished or stopped."""
+
+    run: Path
+    status: str
+    step: int
+    seconds: float
+    first_step_s: float
+    attempts: int
+
+
+def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:
+    """Run folder, manifest and plan; all three are kept from the first start on. UserError for what was given."""
+    if not cfg.data.manifest:
+        raise UserError("data.manifest: not set; give a folder or manifest: --set data.manifest=FOLDER")
+    try:
+        layout_of(cfg)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    folder = RunFolder(cfg)
+    resumes = folder.open(cfg, command)
+    if not folder.manifest.exists():
+        index_sources([cfg.data.manifest], out=str(folder.manifest))
+    if not folder.plan.exists():
+        make_plan(str(folder.manifest), cfg).save(folder.plan)
+    return folder, Plan.load(folder.plan), resumes
+
+
+def run_training(cfg: RunConfig, *, command: str, progress: Progress | None = None) -> TrainResult:
+    """Trains to cfg.train.steps, or until Ctrl-C, which commits first. JobError, with the last commit and how to
+    resume, when the job breaks. Ray must be connected."""
+    began = time.monotonic()
+    folder, plan, _ = prepare(cfg, command)
+    check_fits(cfg)
+    board = Board.remote()
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            _trainer(cfg, folder, board).fit()
+        except Exception as error:  # Ray wraps whatever a worker raised; the board knows the first cause
+            failure.append(error)
+
+    # Not in the main thread: there Ray would take Ctrl-C and throw away what came after the last commit.
+    thread = threading.Thread(target=fit, daemon=True)
+    metrics = MetricsFiles(folder.path)
+    news, rows = News(), 0
+    first_step_s, outcome, failures = 0.0, None, []
+    with _stop_on_interrupt(board, progress):
+        thread.start()
+        while True:
+            alive = thread.is_alive()
+            try:
+                news = ray.get(board.collect.remote())
+            except RayError:
+                break
+            for row in news.rows:
+                first_step_s = first_step_s or time.monotonic() - began
+                metrics.write(row | {"attempt": news.attempt})
+                rows += 1
+                if progress:
+                    progress("train", row)
+            outcome, failures = news.outcome or outcome, failures + news.failures
+            if not alive:
+                break
+            thread.join(POLL_S)
+    metrics.close()
+    account(folder, plan)
+    _raise_failure(folder, outcome, failures, failure)
+    assert outcome is not None
+    if outcome["status"] == "finished":
+        export_run(folder.path, folder.export)
+    return TrainResult(
+        folder.path, outcome["status"], outcome["step"], time.monotonic() - began, first_step_s, news.attempt
+    )
+
+
+def account(folder: RunFolder, plan: Plan) -> dict[str, Any]:
+    """Writes accounting.json from what was committed, after checking it against the plan."""
+    commit = last_commit(folder.path)
+    ledger = Ledger.from_files(commit) if commit else Ledger(plan.hash)
+    ledger.check(plan)
+    accounting = ledger.accounting_dict(plan)
+    (folder.path / "accounting.json").write_text(json.dumps(accounting, indent=1))
+    return accounting
+
+
+def _trainer(cfg: RunConfig, folder: RunFolder, board: Any) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    use_gpu = cfg.train.device == "cuda" or (cfg.train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": cfg.model_dump_json(),
+            "plan": str(folder.plan),
+            "board": board,
+            "expected_version": package_version(),
+        },
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=cfg.train.workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}),
+        run_config=RayRunConfig(
+            name=cfg.name,
+            storage_path=str(folder.path.parent),
+            failure_config=FailureConfig(max_failures=cfg.train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=cfg.train.keep_checkpoints),
+        ),
+    )
+
+
+@contextmanager
+def _stop_on_interrupt(board: Any, progress: Progress | None) -> Iterator[None]:
+    """Ctrl-C asks the workers to commit and stop; a second one gives up at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(signum: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        board.request_stop.remote()
+        if progress:
+            progress("stopping", {})
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _raise_failure(
+    folder: RunFolder, outcome: dict[str, Any] | None, failures: list[str], raised: list[BaseException]
+) -> None:
+    if outcome is not None and outcome["status"] in ("finished", "stopped"):
+        return
+    commit = last_commit(folder.path)
+    kept = f"last commit: {commit.name}" if commit else "nothing was committed yet"
+    resume = f"resume with the same command, or `worldmodel train {folder.path / 'config.yaml'}`"
+    if outcome is not None:
+        raise JobError(f"{folder.path.name}: {outcome['reason']}", f"{kept}; {resume}")
+    reason = failures[0] if failures else (str(raised[0]).strip().splitlines() or ["no reason given"])[-1] if raised else "the job ended without a word"
+    raise JobError(f"{folder.path.name}: training broke: {_plain(reason)}", f"{kept}; {resume}")
+
+
+def _plain(reason: str) -> str:
+    """The first line, and words for what people meet most."""
+    line = reason.splitlines()[0]
+    return f"{line} (the disk is full)" if "No space left" in reason else line

@@ -1,0 +1,158 @@
+"""What one training worker does: engine, stream, loop, commits."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from avtok.load import codec_spec
+
+from ray_jobs.accounting import Ledger
+from ray_jobs.dataset import held_out_batches, rank_stream
+from ray_jobs.plan import Plan
+from ray_jobs.runtime_env import package_version
+from worldmodel.batch import LatentBatch
+from worldmodel.config import RunConfig
+from worldmodel.layout import Layout
+from worldmodel.train.checkpoint import CheckpointMismatch, load_checkpoint, write_checkpoint
+from worldmodel.train.engine import Engine, ZeroEngine, pick_device
+from worldmodel.train.loop import Hooks, TrainingDiverged, train
+
+FAILPOINT = "WORLDMODEL_FAILPOINT"  # "kill:rankR:stepS" kills that worker once, for tests of recovery
+
+
+def layout_of(cfg: RunConfig) -> Layout:
+    return Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Runs on every rank under TorchTrainer. settings: config (JSON), plan (path), board (actor), expected_version."""
+    _quiet()
+    cfg = RunConfig.model_validate_json(settings["config"])
+    torch.set_num_threads(cfg.train.threads)
+    board = settings["board"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    if (mine := package_version()) != settings["expected_version"]:
+        raise RuntimeError(f"rank {rank} has worldmodel {mine}, the driver {settings['expected_version']}: install the same")
+    attempt = _attempt(board, rank)
+    try:
+        _train(cfg, Plan.load(settings["plan"]), board, attempt, rank, world_size)
+    except (CheckpointMismatch, TrainingDiverged) as error:
+        # The same on every rank, and a restart would meet it again: the job ends, the last commit stays.
+        if rank == 0:
+            ray.get(board.ended.remote({"status": "failed", "step": -1, "reason": str(error)}))
+    except Exception as error:
+        ray.get(board.failed.remote(f"rank {rank}: {type(error).__name__}: {error}"))
+        raise
+
+
+def _train(cfg: RunConfig, plan: Plan, board: Any, attempt: int, rank: int, world_size: int) -> None:
+    layout = layout_of(cfg)
+    local_rank = ray.train.get_context().get_local_rank()
+    per_step = -(-cfg.train.micro_batches // world_size)
+    engine = ZeroEngine(cfg, layout, micro_batches=per_step, device=pick_device(cfg.train.device, local_rank))
+    start_step, ledger = 0, Ledger(plan.hash)
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            start_step = load_checkpoint(Path(folder), engine)
+            committed = Ledger.from_files(folder)
+        committed.check(plan)
+        ledger = committed if rank == 0 else Ledger(plan.hash, committed.position)
+    commits = Commits(cfg, engine, ledger, attempt)
+    held_out: list[LatentBatch] = []
+
+    def evaluation() -> list[LatentBatch]:
+        if not held_out:
+            held_out.extend(
+                held_out_batches(plan, cfg, num_clips=cfg.train.evaluate_clips, rank=rank, world_size=world_size)
+            )
+        return held_out
+
+    stream = rank_stream(
+        plan, cfg, start_step=start_step, end_step=cfg.train.steps, rank=rank, world_size=world_size
+    )
+    hooks = Hooks(
+        commit=commits.commit,
+        consumed=commits.consumed,
+        on_row=(lambda row: _post(board, row)) if rank == 0 else (lambda row: None),
+        should_stop=StopRequest(board, attempt, rank),
+        evaluation=evaluation if cfg.train.evaluate_clips and len(plan.held_out_ids) else None,
+    )
+    enough = min(64, plan.num_train)
+    outcome = train(engine, stream, cfg, layout, start_step=start_step, hooks=hooks, enough_clips=enough)
+    if rank == 0:
+        ray.get(board.ended.remote(asdict(outcome)))
+
+
+class Commits:
+    """Weights and consumed ids go into one checkpoint, so that they are committed together or not at all."""
+
+    def __init__(self, cfg: RunConfig, engine: Engine, ledger: Ledger, attempt: int) -> None:
+        self.cfg, self.engine, self.ledger, self.attempt = cfg, engine, ledger, attempt
+
+    def consumed(self, batch: LatentBatch) -> None:
+        self.ledger.add(batch.epoch, batch.sample_ids_B.tolist(), batch.reasons)
+
+    def commit(self, step: int) -> None:
+        """A barrier over ranks. Folder names carry the attempt: what a crash left half-written is never mixed in."""
+        folder = tempfile.mkdtemp(prefix="worldmodel-commit-")
+        description = {"model": self.cfg.model.model_dump(mode="json"), "seed": self.cfg.seed}
+        write_checkpoint(Path(folder), self.engine, step, description)
+        self.ledger.position = step * self.cfg.train.micro_batches
+        self.ledger.to_files(folder, rank=self.engine.rank)
+        ray.train.report(
+            {"step": step},
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=f"checkpoints/step-{step:07d}-{self.attempt:03d}",
+            delete_local_checkpoint_after_upload=True,
+        )
+
+
+class StopRequest:
+    """Asks the board without waiting: rank 0's answer reaches all ranks through the step's all-reduce."""
+
+    def __init__(self, board: Any, attempt: int, rank: int) -> None:
+        self.board, self.rank, self.steps = board, rank, 0
+        self.answer = board.stop_requested.remote() if rank == 0 else None
+        self.failpoint = os.environ.get(FAILPOINT, "") if attempt == 1 else ""
+
+    def __call__(self) -> bool:
+        if self.failpoint == f"kill:rank{self.rank}:step{self.steps}":
+            os.kill(os.getpid(), 9)
+        self.steps += 1
+        if self.answer is None:
+            return False
+        ready, _ = ray.wait([self.answer], timeout=0)
+        if not ready:
+            return False
+        stop = bool(ray.get(self.answer))
+        self.answer = self.board.stop_requested.remote()
+        return stop
+
+
+def _post(board: Any, row: dict[str, float]) -> None:
+    board.post.remote(row)
+
+
+def _attempt(board: Any, rank: int) -> int:
+    """The number of this worker group, the same on every rank."""
+    numbers = [ray.get(board.new_attempt.remote()) if rank == 0 else None]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(numbers, src=0)
+    return int(numbers[0] or 0)
+
+
+def _quiet() -> None:
+    warnings.filterwarnings("ignore")
+    for name in ("ray.train", "ray.data", "DeepSpeed", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,230 @@
+import json
+import resource
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+from avtok.decode import decode_clip
+from avtok.load import load_codec
+from ray_jobs.dataset import held_out_batches
+from ray_jobs.errors import UserError
+from ray_jobs.index import index_sources
+from ray_jobs.plan import PADDING, make_plan
+from ray_jobs.stages import EncodeBatch, to_latent_batch
+
+
+def with_cache(cfg, folder):
+    return cfg.model_copy(update={"data": cfg.data.model_copy(update={"cache": str(folder)})})
+
+
+def sample_of(plan, name, nth=0):
+    return [i for i in range(plan.num_samples) if plan.sample(i).uri.endswith(name)][nth]
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for name, array in left.items():
+        assert array.dtype == right[name].dtype
+        assert np.array_equal(array, right[name]), name
+
+
+def test_latents_are_those_of_the_decoded_cut_with_its_left_context(plan, cfg):
+    encode = EncodeBatch(plan, cfg)
+    sample_id = sample_of(plan, "bounce_2.mp4", nth=1)
+    sample = plan.sample(sample_id)
+    assert (sample.start_s, sample.end_s) == (1.0, 2.0)
+    cut = {"start_s": 1.0, "end_s": 2.0, "fps": 16, "size": (64, 64), "sample_rate": 16000}
+    clip = decode_clip(sample.uri, **cut, context_samples=750)
+    arrays = encode.encode(sample_id).arrays
+    expected_video = load_codec(cfg.codec.video).encode(clip.video_THWC)
+    expected_audio = load_codec(cfg.codec.audio).encode(clip.audio_N, context_samples=750)
+    assert arrays["video"].shape == (4, 8, 8, 48)
+    assert arrays["audio"].shape == (64, 64)
+    assert np.array_equal(arrays["video"], expected_video.numpy().astype(np.float16))
+    assert np.array_equal(arrays["audio"], expected_audio.numpy().astype(np.float16))
+    assert arrays["video_valid"].all()
+    assert arrays["audio_valid"].all()
+    whole = decode_clip(sample.uri, **cut | {"start_s": 0.0})
+    from_whole = load_codec(cfg.codec.audio).encode(whole.audio_N).numpy()[64:]
+    assert np.abs(from_whole - arrays["audio"]).max() < 0.01  # a cut equals the same cut of the whole
+
+
+def test_absent_modality_is_zeros_and_the_clip_stays_usable(plan, cfg):
+    encode = EncodeBatch(plan, cfg)
+    silent = encode.encode(sample_of(plan, "no_sound.mp4"))
+    assert silent.reason == ""
+    assert silent.arrays["video_valid"].all()
+    assert not silent.arrays["audio_valid"].any()
+    assert not silent.arrays["audio"].any()
+    blind = encode.encode(sample_of(plan, "no_picture.mp4"))
+    assert blind.reason == ""
+    assert not blind.arrays["video_valid"].any()
+    assert not blind.arrays["video"].any()
+    assert blind.arrays["audio_valid"].all()
+
+
+def test_steps_past_the_end_of_the_media_are_invalid_zeros(plan, cfg):
+    short = EncodeBatch(plan, cfg).encode(sample_of(plan, "short.mp4"))  # 10 frames: two whole steps of four
+    assert short.reason == ""
+    assert short.arrays["video_valid"].tolist() == [True, True, False, False]
+    assert short.arrays["audio_valid"].sum() == 32  # the sound of the same half second
+    assert not short.arrays["video"][2:].any()
+    assert short.arrays["video"][:2].any()
+
+
+def test_caption_is_bytes_plus_one_cut_to_the_models_length(plan, cfg):
+    sample_id = sample_of(plan, "bounce_0.mp4")
+    text = EncodeBatch(plan, cfg).encode(sample_id).arrays["text"]
+    caption = plan.sample(sample_id).text
+    assert bytes(int(value) - 1 for value in text if value).decode() == caption
+    short_text = cfg.model_copy(update={"model": cfg.model.model_copy(update={"text_tokens": 3})})
+    assert len(EncodeBatch(plan, short_text).encode(sample_id).arrays["text"]) == 3
+
+
+def test_actions_are_padded_to_the_models_width_and_absent_ones_invalid(tmp_path, clip_folder, cfg):
+    rows = [
+        {"video": str(clip_folder / "bounce_0.mp4"), "actions": [[1, 2]] * 20},
+        {"video": str(clip_folder / "bounce_1.mp4")},
+    ]
+    (tmp_path / "m.json").write_text(json.dumps(rows))
+    index_sources([str(tmp_path / "m.json")], out=str(tmp_path / "m.parquet"))
+    plan = make_plan(str(tmp_path / "m.parquet"), cfg)
+    encode = EncodeBatch(plan, cfg)
+    second = encode.encode(sample_of(plan, "bounce_0.mp4", nth=1)).arrays
+    assert second["actions"].shape == (16, 4)
+    assert second["actions"][:4].tolist() == [[1, 2, 0, 0]] * 4
+    assert second["actions_valid"].tolist() == [True] * 4 + [False] * 12
+    assert not encode.encode(sample_of(plan, "bounce_1.mp4")).arrays["actions_valid"].any()
+
+
+def test_a_broken_file_keeps_its_place_with_a_reason_and_the_others_are_untouched(broken_plan, cfg):
+    encode = EncodeBatch(broken_plan, cfg)
+    ids = np.array([0, 2, 4, PADDING])
+    row = encode.encode_batch(0, 0, ids)
+    batch = to_latent_batch(row)
+    assert batch.sample_ids_B.tolist() == [0, 2, 4, -1]
+    assert set(batch.reasons) == {2}
+    assert "breaks.mp4" in batch.reasons[2]
+    assert batch.video.valid_BT.any(dim=1).tolist() == [True, False, True, False]
+    assert batch.audio.valid_BT.any(dim=1).tolist() == [True, False, True, False]
+    assert not batch.video.latents[1].any()
+    assert torch.equal(batch.video.latents[2], torch.from_numpy(encode.encode(4).arrays["video"]).float())
+
+
+def test_latent_batch_has_fixed_shapes_float32_and_times_in_seconds(plan, cfg):
+    encode = EncodeBatch(plan, cfg)
+    full, empty = (to_latent_batch(encode({"global_index": g})) for g in (0, -1))
+    assert empty.sample_ids_B.tolist() == [-1] * 4
+    assert (empty.epoch, empty.batch_id, empty.reasons) == (-1, -1, {})
+    for batch in (full, empty):
+        assert batch.video.latents.shape == (4, 4, 8, 8, 48)
+        assert batch.audio.latents.shape == (4, 64, 64)
+        assert batch.text_BN.shape == (4, 24)
+        assert batch.actions_BFA.shape == (4, 16, 4)
+        assert batch.video.latents.dtype == batch.audio.latents.dtype == torch.float32
+        assert batch.video.time_s_T2.tolist() == [[0, 0.25], [0.25, 0.5], [0.5, 0.75], [0.75, 1.0]]
+        assert batch.audio.time_s_T2[-1].tolist() == [63 / 64, 1.0]
+    assert full.video.valid_BT.any()
+    assert not empty.video.valid_BT.any()
+    assert torch.equal(full.video.loss_mask_BT, full.video.valid_BT)
+
+
+def test_cache_gives_the_same_arrays_as_decoding_and_no_longer_needs_the_file(
+    broken_plan, clip_folder, tmp_path, cfg
+):
+    cached = EncodeBatch(broken_plan, with_cache(cfg, tmp_path / "cache"))
+    decoded = EncodeBatch(broken_plan, cfg).encode(0)
+    first, second = cached.encode(0), cached.encode(0)
+    assert (first.was_cached, second.was_cached) == (False, True)
+    assert_same(first.arrays, decoded.arrays)
+    assert_same(second.arrays, decoded.arrays)
+    assert len(list((tmp_path / "cache").rglob("*"))) == 2  # one folder, one file, nothing partial
+    breaks = sample_of(broken_plan, "breaks.mp4")
+    assert cached.encode(breaks).reason
+    good_bytes = (clip_folder / "bounce_1.mp4").read_bytes()
+    (tmp_path / "breaks.mp4").write_bytes(good_bytes)
+    assert not cached.encode(breaks).reason  # a failure is never cached
+    (tmp_path / "breaks.mp4").unlink()
+    assert not cached.encode(breaks).reason
+
+
+def test_a_damaged_cache_file_is_written_anew(plan, tmp_path, cfg):
+    encode = EncodeBatch(plan, with_cache(cfg, tmp_path / "cache"))
+    whole = encode.encode(0).arrays
+    (path,) = (tmp_path / "cache").rglob("*.safetensors")
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: size // 2])
+    again = encode.encode(0)
+    assert not again.was_cached
+    assert_same(again.arrays, whole)
+    assert path.stat().st_size == size
+
+
+def test_a_cache_that_cannot_be_written_is_reported_and_the_latents_are_still_there(plan, tmp_path, cfg):
+    (tmp_path / "cache").write_text("a file stands where the folder should be")
+    clip = EncodeBatch(plan, with_cache(cfg, tmp_path / "cache")).encode(0)
+    assert "cannot write the latent cache" in clip.cache_error
+    assert clip.arrays["video_valid"].all()
+
+
+def test_a_disk_that_fills_up_leaves_no_half_file_in_the_cache(plan, tmp_path, cfg):
+    encode = EncodeBatch(plan, with_cache(cfg, tmp_path / "cache"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (4096, hard)
+    )  # a write past this fails halfway, as on a full disk
+    try:
+        clip = encode.encode(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cannot write the latent cache" in clip.cache_error
+    assert clip.arrays["video_valid"].all()
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+    assert not encode.encode(0).cache_error
+    assert encode.encode(0).was_cached
+
+
+def test_cache_name_follows_everything_that_the_latents_depend_on(plan, tmp_path, cfg):
+    cache = EncodeBatch(plan, with_cache(cfg, tmp_path)).cache
+    sample = plan.sample(0)
+    names = {cache.path(sample)}
+    for change in ({"start_s": 0.25}, {"content_sha256": "other"}, {"valid_s": 0.5}, {"has_sound": False}):
+        names.add(cache.path(type(sample)(**asdict(sample) | change)))
+    assert len(names) == 5
+    moved = type(sample)(**asdict(sample) | {"uri": "elsewhere.mp4", "sample_id": 7})
+    assert cache.path(moved) == cache.path(sample)
+
+
+@pytest.mark.media
+def test_real_and_awkward_clips_are_encoded_or_quarantined_and_never_raise(media, tmp_path, cfg):
+    index_sources(
+        [str(media / "speech"), str(media / "derived"), str(media / "awkward")],
+        out=str(tmp_path / "m.parquet"),
+    )
+    plan = make_plan(str(tmp_path / "m.parquet"), cfg)
+    encode = EncodeBatch(plan, cfg)
+    clips = {i: encode.encode(i) for i in range(plan.num_samples)}
+    for i, clip in clips.items():
+        usable = clip.arrays["video_valid"].any() or clip.arrays["audio_valid"].any()
+        assert usable == (clip.reason == ""), plan.sample(i).uri
+    speech = [clip for i, clip in clips.items() if "/speech/" in plan.sample(i).uri]
+    assert len(speech) > 20
+    assert all(clip.arrays["video_valid"].all() and clip.arrays["audio_valid"].all() for clip in speech)
+
+
+def test_a_codec_for_another_rate_is_a_user_error(plan, cfg):
+    other = cfg.model_copy(update={"data": cfg.data.model_copy(update={"sample_rate": 8000, "fps": 8})})
+    with pytest.raises(UserError, match=r"data\.fps=8(.|\n)*data\.sample_rate=8000"):
+        EncodeBatch(plan, other)
+
+
+def test_held_out_batches_hold_held_out_clips_only(manifest, cfg):
+    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"held_out": 0.5})})
+    plan = make_plan(str(manifest), cfg)
+    batches = list(held_out_batches(plan, cfg, num_clips=100))
+    ids = [i for batch in batches for i in batch.sample_ids_B.tolist() if i != PADDING]
+    assert ids == plan.held_out_ids.tolist()
+    assert {plan.sample(i).split for i in ids} == {"held_out"}
+    assert len(list(held_out_batches(plan, cfg, num_clips=1))) == 1

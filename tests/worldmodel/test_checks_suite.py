@@ -1,0 +1,175 @@
+"""The suite ranks what it must: the truth is perfect, a frozen frame and another episode are not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from worldmodel.checks.freeze import black_share, longest_freeze_s, still_frames, still_share
+from worldmodel.checks.result import CheckClip, score
+from worldmodel.checks.suite import run_checks
+from worldmodel.worlds.bounce import BounceSettings, simulate
+
+FPS, RATE, GIVEN = 16, 16000, 16
+
+
+@pytest.fixture(scope="module")
+def truths() -> list[CheckClip]:
+    episodes = [simulate(BounceSettings(), seed=seed, duration_s=2.0) for seed in range(20)]
+    return [
+        CheckClip(e.video_THWC, e.audio_N, e.truth.contact_times_s, e.truth.positions_TK2[:, 0])
+        for e in episodes
+    ]
+
+
+def frozen(clip: CheckClip) -> CheckClip:
+    video_THWC, audio_N = clip.video_THWC.copy(), clip.audio_N.copy()
+    video_THWC[GIVEN:] = video_THWC[GIVEN - 1]
+    audio_N[RATE:] = 0
+    return CheckClip(video_THWC, audio_N)
+
+
+def check(rollouts, truths, **settings):
+    return run_checks(
+        rollouts, truths, **{"prefix_s": 1.0, "fps": FPS, "sample_rate": RATE, "seed": 0, **settings}
+    )
+
+
+def test_the_truth_scores_one_and_equals_its_floor(truths):
+    checks = check(truths, truths)["checks"]
+    for name in ("position_error", "position_error_1s", "contact_sound_lag", "onset_f1", "freeze"):
+        assert checks[name]["value"] == checks[name]["floor"], name
+        assert checks[name]["score"] == 1, name
+    assert 64 * checks["position_error"]["floor"] < 0.1
+    assert checks["contact_sound_lag"]["floor"] < 5
+    assert checks["onset_f1"]["floor"] > 0.95
+
+
+def test_a_frozen_clip_scores_the_frozen_baseline(truths):
+    result = check([frozen(clip) for clip in truths], truths)
+    near = result["checks"]["position_error"]
+    assert result["position_error_025s_over_frozen"] == pytest.approx(1, abs=0.02)
+    assert near["value"] == pytest.approx(near["baselines"]["frozen_frame"], rel=0.02)
+    assert near["score"] < 0.02
+    assert result["checks"]["freeze"]["value"] == 1
+    assert result["checks"]["freeze"]["score"] == 0
+    assert "bounces are seen" in result["checks"]["contact_sound_lag"]["skipped"]
+    assert result["checks"]["onset_f1"]["score"] == 0
+
+
+def test_another_episode_is_worse_than_the_truth_and_than_a_frozen_frame(truths):
+    result = check(truths[1:] + truths[:1], truths)
+    near, heard = result["checks"]["position_error"], result["checks"]["onset_f1"]
+    assert near["ci_low"] > 50 * near["floor"]
+    assert result["position_error_025s_over_frozen"] > 1.5
+    assert heard["value"] < 0.5 * heard["floor"]
+    assert heard["own_minus_another"] < 0
+    assert result["checks"]["contact_sound_lag"]["score"] > 0.95  # it is in sync with itself
+
+
+@pytest.mark.parametrize(
+    "transform", [lambda v: v[:, :, ::-1], lambda v: v[:, ::-1], lambda v: v.swapaxes(1, 2)]
+)
+def test_mirrored_or_transposed_pictures_are_far_off(truths, transform):
+    turned = [replace(clip, video_THWC=transform(clip.video_THWC)) for clip in truths]
+    near = check(turned, truths)["checks"]["position_error"]
+    assert near["value"] > 100 * near["floor"]
+
+
+@pytest.mark.parametrize("delay_ms", [40, 120, 200])
+def test_late_sound_costs_what_it_is_late(truths, delay_ms):
+    shift = delay_ms * RATE // 1000
+    late = [replace(c, audio_N=np.concatenate([np.zeros(shift, "f4"), c.audio_N[:-shift]])) for c in truths]
+    lag = check(late, truths)["checks"]["contact_sound_lag"]
+    assert lag["signed_lag_ms"] == pytest.approx(delay_ms, abs=10)
+    assert lag["value"] == pytest.approx(delay_ms, abs=10)
+    assert lag["ci_low"] <= lag["value"] <= lag["ci_high"]
+    assert lag["value"] < lag["baselines"]["another_sound"] or delay_ms >= 120
+
+
+def test_only_what_follows_the_prefix_is_judged(truths):
+    broken = [replace(c, video_THWC=np.concatenate([c.video_THWC[:8] * 0, c.video_THWC[8:]])) for c in truths]
+    assert check(broken, truths)["checks"]["position_error"]["score"] > 0.99
+
+
+def test_clips_without_truth_get_reasons_and_what_needs_none(truths):
+    real = [CheckClip(clip.video_THWC, clip.audio_N) for clip in truths]
+    result = check(real, real)
+    for name in ("position_error", "contact_sound_lag", "onset_f1"):
+        assert "real clips have none" in result["checks"][name]["skipped"]
+    assert result["position_error_025s_over_frozen"] is None
+    for name in ("freeze", "colour_drift", "loudness_drift"):
+        assert result["checks"][name]["value"] == result["checks"][name]["floor"]
+
+
+def test_clips_without_sound_or_picture_are_reasons_not_crashes(truths):
+    mute = [replace(clip, audio_N=None) for clip in truths]
+    blind = [replace(clip, video_THWC=None) for clip in truths]
+    assert "skipped" in check(mute, mute)["checks"]["loudness_drift"]
+    assert check(mute, mute)["checks"]["position_error"]["score"] == 1
+    assert "skipped" in check(blind, blind)["checks"]["freeze"]
+    assert check(blind, blind)["checks"]["onset_f1"]["score"] == 1
+
+
+def test_drift_of_colour_and_loudness_is_seen(truths):
+    drifted = [
+        replace(
+            c,
+            video_THWC=c.video_THWC // 2 + 100,
+            audio_N=np.where(np.arange(2 * RATE) < RATE, c.audio_N, 0.5),
+        )
+        for c in truths
+    ]
+    checks = check(drifted, truths)["checks"]
+    assert checks["colour_drift"]["score"] == 0
+    assert checks["loudness_drift"]["score"] == 0
+
+
+def test_the_result_is_plain_json_and_repeats(truths):
+    few = truths[:3]
+    first, second = check(few, few), check(few, few)
+    assert json.dumps(first, allow_nan=False) == json.dumps(second, allow_nan=False)
+    horizon = first["checks"]["position_error"]["horizon"]
+    assert (
+        len(horizon["horizon_s"])
+        == len(horizon["value"])
+        == len(horizon["baselines"]["frozen_frame"])
+        == GIVEN
+    )
+
+
+def test_a_single_episode_has_no_unrelated_baseline(truths):
+    assert set(check(truths[:1], truths[:1])["checks"]["position_error"]["baselines"]) == {"frozen_frame"}
+
+
+def test_unpaired_lists_and_empty_prefixes_are_refused(truths):
+    with pytest.raises(ValueError, match="one truth per rollout"):
+        check(truths[:2], truths[:1])
+    with pytest.raises(ValueError, match="holds no frame"):
+        check(truths[:1], truths[:1], prefix_s=0.01)
+
+
+def test_score_is_bounded_and_unknown_without_a_gap():
+    assert score(0.2, 0.1, 0.3) == pytest.approx(0.5)
+    assert score(0.9, 0.1, 0.3) == 0
+    assert score(0.0, 0.1, 0.3) == 1
+    assert score(0.6, 0.9, 0.1) == pytest.approx(0.625)  # where higher is better
+    assert score(0.2, 0.1, 0.1) is None
+
+
+def test_freezes_are_counted_in_frames_and_seconds(truths):
+    video_THWC = truths[0].video_THWC[:16].copy()
+    video_THWC[5:9] = video_THWC[4]
+    assert np.flatnonzero(still_frames(video_THWC)).tolist() == [4, 5, 6, 7]
+    assert longest_freeze_s(video_THWC, fps=16) == 0.25
+    assert still_share(video_THWC) == pytest.approx(4 / 15)
+
+
+def test_black_frames_are_told_from_a_dark_world(truths):
+    video_THWC = truths[0].video_THWC[:4].copy()
+    assert black_share(video_THWC) == 0
+    video_THWC[:2] = 0
+    assert black_share(video_THWC) == 0.5

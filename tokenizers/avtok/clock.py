@@ -1,0 +1,124 @@
+"""Time grids: which frame is shown when, and where decoded samples lie. All in seconds from timestamps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil, floor, gcd
+
+import numpy as np
+
+# N samples, C channels.
+
+MAX_ROUNDING_S = (
+    1e-3  # Matroska and FLV stamp in milliseconds; coarser ticks are frame counts and hence exact
+)
+MAX_GAP_S = 10.0  # a larger jump is a broken clock (spliced transport streams), not a pause
+
+
+def slack_s(tick_s: Fraction | float) -> float:
+    """How far a stamp may lie behind its true time: half a tick for the frame and half for the origin."""
+    return min(float(tick_s), MAX_ROUNDING_S) + 1e-6
+
+
+def frame_grid_s(start_s: float, end_s: float, *, fps: float, context_frames: int = 0) -> np.ndarray:
+    """Times of the frames of a cut, its left context first."""
+    count = round((end_s - start_s) * fps)
+    return start_s + np.arange(-context_frames, count) / fps
+
+
+def on_frame_grid_s(time_s: float, known_s: float, frame_s: float, tolerance_s: float) -> float:
+    """The exact time of a frame of sound with a rounded stamp, if frames of one length reach it from a known
+    one.
+
+    After a seek, this puts the samples of a Matroska file where decoding from its start puts them.
+    """
+    exact_s = known_s + round((time_s - known_s) / frame_s) * frame_s
+    return exact_s if abs(exact_s - time_s) <= tolerance_s else time_s
+
+
+@dataclass(frozen=True)
+class ResampleSpan:
+    """A cut [first, last) on the target grid, inside a source span that starts where both grids coincide.
+
+    Both grids count from the origin, so a cut is resampled with the same filter phases as the whole.
+    """
+
+    first: int
+    last: int
+    source_first: int
+    source_last: int
+    target_first: int
+
+    @classmethod
+    def around(cls, first: int, last: int, *, source_rate: int, rate: int) -> ResampleSpan:
+        common = gcd(source_rate, rate)
+        up, down = rate // common, source_rate // common
+        margin = ceil(32 * max(1.0, rate / source_rate))  # wider than the filter on either side
+        first_block, last_block = floor((first - margin) / up), ceil((last + margin) / up)
+        return cls(first, last, first_block * down, last_block * down, first_block * up)
+
+    def cut(self, resampled_N: np.ndarray) -> np.ndarray:
+        begin = self.first - self.target_first
+        return resampled_N[begin : begin + self.last - self.first]
+
+
+@dataclass
+class SampleTrack:
+    """Decoded sound laid out on one sample grid that counts from the origin.
+
+    Contiguous frames are counted on, because stamps are rounded; a real gap or overlap goes by its stamp.
+    """
+
+    rate: int
+    tolerance_s: float
+    first: int
+    last: int
+    samples_N: np.ndarray = field(init=False)
+    num_placed: int = 0
+    _next: int | None = None
+
+    def __post_init__(self) -> None:
+        self.samples_N = np.zeros(self.last - self.first, dtype=np.float32)
+
+    def place(self, time_s: float, mono_N: np.ndarray) -> int:
+        """Write one decoded frame; returns the grid index after it."""
+        index = round(time_s * self.rate)
+        if self._next is not None and abs(index - self._next) <= self.tolerance_s * self.rate + 1:
+            index = self._next
+        self._next = index + len(mono_N)
+        begin, end = max(index, self.first), min(self._next, self.last)
+        if begin < end:
+            self.samples_N[begin - self.first : end - self.first] = mono_N[begin - index : end - index]
+            self.num_placed += end - begin
+        return self._next
+
+
+@dataclass
+class StreamSpan:
+    """First and last presented time of one stream, up to the first broken jump of its clock."""
+
+    first_s: float | None = None
+    end_s: float = 0.0
+    last_s: float = 0.0
+    count: int = 0
+    jump: str = ""
+
+    def add(self, time_s: float, duration_s: float) -> None:
+        if self.jump:
+            return
+        if self.first_s is not None and (time_s > self.end_s + MAX_GAP_S or time_s < self.last_s - MAX_GAP_S):
+            self.jump = (
+                f"timestamps jump from {self.end_s:.3f} s to {time_s:.3f} s; only what comes before is used"
+            )
+            return
+        self.first_s = time_s if self.first_s is None else min(self.first_s, time_s)
+        self.last_s = max(self.last_s, time_s) if self.count else time_s
+        self.end_s = max(self.end_s, time_s + duration_s) if self.count else time_s + duration_s
+        self.count += 1
+
+    @property
+    def rate_hz(self) -> float:
+        """Mean rate of presentation; containers' own figures lie."""
+        spread_s = self.last_s - (self.first_s or 0.0)
+        return (self.count - 1) / spread_s if self.count > 1 and spread_s > 0 else 0.0

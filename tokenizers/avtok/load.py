@@ -1,0 +1,67 @@
+"""Find a codec by shipped name or by folder. Imports without torch: configs need only the spec."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avtok.spec import CodecSpec
+
+if TYPE_CHECKING:
+    from avtok.audio import LogMelCodec
+    from avtok.video import PcaVideoCodec
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def codec_spec(name_or_folder: str) -> CodecSpec:
+    """Geometry of a shipped codec or of a folder with codec.json. ValueError names what exists."""
+    record = _record(name_or_folder)
+    known = {f.name for f in fields(CodecSpec)}
+    try:
+        return CodecSpec.from_dict({k: v for k, v in record.items() if k in known})
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{codec_folder(name_or_folder) / 'codec.json'} is not a codec's geometry: {error}"
+        ) from error
+
+
+def load_codec(name_or_folder: str) -> PcaVideoCodec | LogMelCodec:
+    """The codec itself, on the CPU. ValueError names what exists."""
+    record, spec = _record(name_or_folder), codec_spec(name_or_folder)
+    if record["kind"] == "pca_video":
+        from avtok.video import PcaVideoCodec
+
+        trained_on = tuple(record.get("trained_on", ()))
+        return PcaVideoCodec.load(codec_folder(name_or_folder), spec, trained_on=trained_on)
+    from avtok.audio import LogMelCodec
+
+    return LogMelCodec(spec)
+
+
+def shipped_codecs() -> list[str]:
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/codec.json"))
+
+
+def codec_folder(name_or_folder: str) -> Path:
+    """Where a codec lies; a name that is not shipped is taken for a folder."""
+    shipped = WEIGHTS / name_or_folder
+    return shipped if name_or_folder in shipped_codecs() else Path(name_or_folder)
+
+
+def _record(name_or_folder: str) -> dict[str, Any]:
+    path = codec_folder(name_or_folder) / "codec.json"
+    if not path.is_file():
+        raise ValueError(
+            f"codec {name_or_folder!r} is neither shipped nor a folder with codec.json; "
+            f"shipped: {', '.join(shipped_codecs())}"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(record, dict) or record.get("kind") not in ("pca_video", "log_mel"):
+        raise ValueError(f"{path} names no known kind of codec; known: pca_video, log_mel")
+    return record

@@ -1,0 +1,176 @@
+"""Who is which token: modality, chunk, seconds, patch. The ground truth of every mask and position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from avtok.spec import CodecSpec
+from einops import rearrange
+from torch import Tensor
+
+from worldmodel.config import RunConfig
+
+# B clips, L tokens (text, then chunk by chunk: action, video, audio), T latent steps, H W latent grid, C channels.
+
+TEXT, ACTION, VIDEO, AUDIO = 0, 1, 2, 3
+MODALITIES = ("text", "action", "video", "audio")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The token sequence of one bucket. Chunks are `chunk_s` long and hold one action token, video and audio tokens."""
+
+    text_tokens: int
+    num_chunks: int
+    video_steps: int  # latent steps of one chunk
+    video_grid: tuple[int, int]  # tokens of one step, rows and columns
+    patch: tuple[int, int]
+    video_channels: int
+    audio_steps: int
+    audio_channels: int
+    chunk_frames: int
+    action_dim: int
+    chunk_s: float
+
+    @classmethod
+    def from_specs(cls, cfg: RunConfig, video: CodecSpec, audio: CodecSpec) -> Layout:
+        """Layout of a training clip. ValueError when codec, patch and chunk do not divide."""
+        frames, samples = cfg.model.chunk_frames, cfg.data.sample_rate * cfg.chunk_s
+        if frames % video.stride_units:
+            near = max(video.stride_units, round(frames / video.stride_units) * video.stride_units)
+            raise ValueError(
+                f"model.chunk_frames={frames} is not a multiple of the video codec's stride {video.stride_units}; use {near}"
+            )
+        if abs(samples / audio.stride_units - round(samples / audio.stride_units)) > 1e-6:
+            raise ValueError(
+                f"one chunk is {samples} audio samples, not a multiple of the audio codec's stride {audio.stride_units}; "
+                f"change data.fps, data.sample_rate or model.chunk_frames"
+            )
+        _, height, width, channels = video.latent_shape(1, cfg.data.size)
+        if height % cfg.model.patch[0] or width % cfg.model.patch[1]:
+            raise ValueError(
+                f"model.patch={list(cfg.model.patch)} does not divide the latent grid {height}x{width} "
+                f"of data.size={list(cfg.data.size)}"
+            )
+        return cls(
+            text_tokens=cfg.model.text_tokens,
+            num_chunks=cfg.num_chunks,
+            video_steps=frames // video.stride_units,
+            video_grid=(height // cfg.model.patch[0], width // cfg.model.patch[1]),
+            patch=cfg.model.patch,
+            video_channels=channels,
+            audio_steps=round(samples / audio.stride_units),
+            audio_channels=audio.channels,
+            chunk_frames=frames,
+            action_dim=cfg.model.action_dim,
+            chunk_s=cfg.chunk_s,
+        )
+
+    def of(self, *, num_chunks: int, text: bool) -> Layout:
+        """The same tokens for another number of chunks, with or without the text before them."""
+        return replace(self, num_chunks=num_chunks, text_tokens=self.text_tokens if text else 0)
+
+    @property
+    def video_tokens(self) -> int:
+        """Video tokens of one chunk."""
+        return self.video_steps * self.video_grid[0] * self.video_grid[1]
+
+    @property
+    def tokens_per_chunk(self) -> int:
+        return 1 + self.video_tokens + self.audio_steps
+
+    @property
+    def length(self) -> int:
+        return self.text_tokens + self.num_chunks * self.tokens_per_chunk
+
+    @property
+    def num_levels(self) -> int:
+        """Distinct noise levels of a row: t and s for each chunk of video and audio, and one for conditions."""
+        return 4 * self.num_chunks + 1
+
+    @cached_property
+    def modality_L(self) -> Tensor:
+        chunk = [ACTION] + [VIDEO] * self.video_tokens + [AUDIO] * self.audio_steps
+        return torch.tensor([TEXT] * self.text_tokens + chunk * self.num_chunks)
+
+    @cached_property
+    def chunk_L(self) -> Tensor:
+        """Chunk of each token; -1 for text."""
+        chunks = torch.arange(self.num_chunks).repeat_interleave(self.tokens_per_chunk)
+        return torch.cat([torch.full((self.text_tokens,), -1), chunks])
+
+    @cached_property
+    def positions_L3(self) -> Tensor:
+        """Seconds (middle of the token), row and column of each token, float32."""
+        rows, columns = self.video_grid
+        step_s = self.chunk_s / self.video_steps
+        video = torch.stack(
+            torch.meshgrid(
+                (torch.arange(self.video_steps) + 0.5) * step_s,
+                torch.arange(rows, dtype=torch.float32),
+                torch.arange(columns, dtype=torch.float32),
+                indexing="ij",
+            ),
+            dim=-1,
+        )
+        audio = torch.zeros(self.audio_steps, 3)
+        audio[:, 0] = (torch.arange(self.audio_steps) + 0.5) * self.chunk_s / self.audio_steps
+        chunk = torch.cat([torch.zeros(1, 3), rearrange(video, "t r c p -> (t r c) p"), audio])
+        chunks = chunk.repeat(self.num_chunks, 1)
+        chunks[:, 0] += torch.arange(self.num_chunks).repeat_interleave(self.tokens_per_chunk) * self.chunk_s
+        text = torch.zeros(self.text_tokens, 3)
+        text[:, 1] = torch.arange(self.text_tokens)  # order of the bytes; text has no time of its own
+        return torch.cat([text, chunks]).float()
+
+    @cached_property
+    def level_slot_L(self) -> Tensor:
+        """Index of a token's t level; its s level is the next one. Text and actions use the last, clean level."""
+        slot = (self.chunk_L * 2 + (self.modality_L == AUDIO)) * 2
+        condition = (self.modality_L == TEXT) | (self.modality_L == ACTION)
+        return torch.where(condition, torch.tensor(4 * self.num_chunks), slot)
+
+    def window_mask_LL(self, *, window_chunks: int, sink_chunks: int) -> Tensor:
+        """True where query (row) may see key (column): its window, the sinks, its own chunk in full, and all text."""
+        query, key = self.chunk_L[:, None], self.chunk_L[None, :]
+        in_window = (key <= query) & ((query - key < window_chunks) | (key < sink_chunks))
+        return torch.where(key < 0, torch.ones_like(in_window), in_window & (query >= 0))
+
+    def pack_video(self, latents_BTHWC: Tensor) -> Tensor:
+        """[B, T, H, W, C] -> tokens [B, chunks, video tokens, patch * C]."""
+        return rearrange(
+            latents_BTHWC,
+            "b (k t) (r p) (c q) d -> b k (t r c) (p q d)",
+            k=self.num_chunks,
+            p=self.patch[0],
+            q=self.patch[1],
+        )
+
+    def unpack_video(self, tokens_BKNC: Tensor) -> Tensor:
+        """Inverse of pack_video."""
+        rows, columns = self.video_grid
+        return rearrange(
+            tokens_BKNC,
+            "b k (t r c) (p q d) -> b (k t) (r p) (c q) d",
+            r=rows,
+            c=columns,
+            p=self.patch[0],
+            q=self.patch[1],
+        )
+
+    def pack_audio(self, latents_BTC: Tensor) -> Tensor:
+        return rearrange(latents_BTC, "b (k t) d -> b k t d", k=self.num_chunks)
+
+    def unpack_audio(self, tokens_BKNC: Tensor) -> Tensor:
+        return rearrange(tokens_BKNC, "b k t d -> b (k t) d")
+
+    def chunk_valid(self, valid_BT: Tensor) -> Tensor:
+        """[B, T] validity of latent steps -> [B, chunks]: a chunk counts when all its steps are real."""
+        return rearrange(valid_BT, "b (k t) -> b k t", k=self.num_chunks).all(-1)
+
+    def pack_actions(self, actions_BFA: Tensor) -> Tensor:
+        """[B, F, A] -> [B, chunks, frames * A]. action[i] leads from frame i to i + 1, so the token of a chunk holds
+        the actions that led *into* its frames: shifted by one, zeros before the first frame."""
+        shifted = torch.cat([torch.zeros_like(actions_BFA[:, :1]), actions_BFA[:, :-1]], dim=1)
+        return rearrange(shifted, "b (k f) a -> b k (f a)", k=self.num_chunks)

@@ -1,0 +1,285 @@
+"""One transformer over text, action, video and audio tokens in a single packed sequence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from worldmodel.config import ModelConfig
+from worldmodel.layout import ACTION, AUDIO, MODALITIES, TEXT, VIDEO, Layout
+from worldmodel.model.attention import Attention, KeyValue
+from worldmodel.model.rope import rotary_angles
+from worldmodel.model.text import ByteEmbedding
+
+# B clips, L tokens (text, then chunk by chunk: action, video, audio), D width, K distinct noise levels of a row,
+# N chunks, J key tokens.
+
+LEVEL_FEATURES = 256
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Packed inputs of one forward. valid_BL is False for padding and absent media: such tokens are seen by none."""
+
+    video_BNVC: Tensor
+    audio_BNTC: Tensor
+    text_BN: Tensor | None
+    actions_BNA: Tensor
+    actions_valid_BN: Tensor
+    valid_BL: Tensor
+
+
+def attention_mask(structure_LJ: Tensor, valid_BJ: Tensor) -> Tensor:
+    """[B, 1, L, J]: the structure, without invalid keys; a token always sees itself, or an all-masked row is NaN."""
+    num_queries, num_keys = structure_LJ.shape
+    own_LJ = torch.eye(num_keys, dtype=torch.bool, device=valid_BJ.device)[num_keys - num_queries :]
+    return ((structure_LJ.to(valid_BJ.device) & valid_BJ[:, None, :]) | own_LJ)[:, None]
+
+
+class LevelEmbedding(nn.Module):
+    """Noise level and modality of each of the K levels -> [B, K, D]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(LEVEL_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.modality = nn.Embedding(3, width)  # video, audio, condition
+
+    def forward(self, level_BK: Tensor) -> Tensor:
+        half = LEVEL_FEATURES // 2
+        frequencies = torch.exp(-math.log(1e4) * torch.arange(half, device=level_BK.device) / half)
+        angles = level_BK.float()[..., None] * 1000 * frequencies  # fp32 until after sin and cos
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype)
+        slots = torch.arange(level_BK.shape[1], device=level_BK.device)
+        modality = torch.where(slots == len(slots) - 1, 2, slots // 2 % 2)
+        return F.silu(self.mlp(features) + self.modality(modality))
+
+
+class Modulation(nn.Module):
+    """adaLN-zero for the K levels, gathered, never computed for all L tokens."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(width, parts * width)
+
+    def forward(self, level_BKD: Tensor, select_BLK: Tensor) -> tuple[Tensor, ...]:
+        # A product with one-hot rows picks exactly and, unlike a gather, has a fast backward.
+        return torch.bmm(select_BLK, self.linear(level_BKD)).chunk(self.parts, dim=-1)
+
+
+class FeedForward(nn.Sequential):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+
+
+class ModalityFeedForward(nn.Module):
+    """Each modality has its own feed-forward: attention is shared, what a token means is not."""
+
+    def __init__(self, width: int, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.video = FeedForward(width, hidden)
+        self.audio = FeedForward(width, hidden)
+        self.text = FeedForward(width, width)  # conditions carry little: one width is enough
+        self.action = FeedForward(width, width)
+
+    def forward(self, x_BLD: Tensor, layout: Layout) -> Tensor:
+        if layout.num_chunks == 0:
+            return self.text(x_BLD)
+        text, chunks = split_text(x_BLD, layout)
+        action, video, audio = chunks.split([1, layout.video_tokens, layout.audio_steps], dim=2)
+        out = torch.cat([self.action(action), self.video(video), self.audio(audio)], dim=2)
+        return join_text(self.text(text) if layout.text_tokens else None, out)
+
+
+def split_text(x_BLD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """[B, L, D] -> text [B, N, D] and chunks [B, chunks, tokens, D]."""
+    chunks = rearrange(x_BLD[:, layout.text_tokens :], "b (k n) d -> b k n d", k=layout.num_chunks)
+    return x_BLD[:, : layout.text_tokens], chunks
+
+
+def join_text(text_BND: Tensor | None, chunks_BKND: Tensor) -> Tensor:
+    flat = rearrange(chunks_BKND, "b k n d -> b (k n) d")
+    return flat if text_BND is None else torch.cat([text_BND, flat], dim=1)
+
+
+class Block(nn.Module):
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.modulation = Modulation(cfg.width, 6)
+        self.attention = Attention(cfg.width, cfg.head_dim)
+        self.feed_forward = ModalityFeedForward(cfg.width, cfg.mlp_ratio)
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        level_BKD: Tensor,
+        select_BLK: Tensor,
+        layout: Layout,
+        angles_JP: Tensor,
+        mask: Tensor,
+        past: KeyValue | None,
+    ) -> tuple[Tensor, KeyValue]:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(level_BKD, select_BLK)
+        normed = torch.addcmul(shift_a, _norm(x_BLD), 1 + scale_a)
+        attended, new = self.attention(normed, angles_JP, mask, past=past)
+        x_BLD = torch.addcmul(x_BLD, gate_a, attended)
+        normed = torch.addcmul(shift_m, _norm(x_BLD), 1 + scale_m)
+        return torch.addcmul(x_BLD, gate_m, self.feed_forward(normed, layout)), new
+
+
+def _norm(x_BLD: Tensor) -> Tensor:
+    return F.layer_norm(x_BLD, (x_BLD.shape[-1],))
+
+
+class WorldTransformer(nn.Module):
+    """Noisy latents at per-token levels -> prediction (x or v, as trained), and hidden states on request.
+
+    The sequence, its masks and its positions come from the layout; see `worldmodel.layout`.
+    """
+
+    def __init__(self, cfg: ModelConfig, layout: Layout) -> None:
+        super().__init__()
+        self.cfg, self.layout = cfg, layout
+        video_in = layout.video_channels * layout.patch[0] * layout.patch[1]
+        self.text_in = ByteEmbedding(cfg.width)
+        self.action_in = nn.Linear(layout.chunk_frames * layout.action_dim, cfg.width)
+        self.video_in = nn.Linear(video_in, cfg.width)
+        self.audio_in = nn.Linear(layout.audio_channels, cfg.width)
+        self.kind = nn.Embedding(len(MODALITIES), cfg.width)
+        self.absent_action = nn.Embedding(1, cfg.width)
+        self.levels = LevelEmbedding(cfg.width)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
+        self.final_modulation = Modulation(cfg.width, 2)
+        self.video_out = nn.Linear(cfg.width, video_in)
+        self.audio_out = nn.Linear(cfg.width, layout.audio_channels)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """All initialisation in one place: Xavier for matrices, zeros for gates and outputs (adaLN-zero)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                nn.init.zeros_(module.linear.weight)
+        for out in (self.video_out, self.audio_out):
+            nn.init.zeros_(out.weight)
+
+    def forward(
+        self,
+        tokens: Tokens,
+        level_BK: Tensor,
+        level_of_BL: Tensor,
+        *,
+        layout: Layout | None = None,
+        features: int | None = None,
+        stop_after: int | None = None,
+        past: list[KeyValue] | None = None,
+        past_angles_JP: Tensor | None = None,
+        past_valid_BJ: Tensor | None = None,
+        time_offset_s: float = 0.0,
+        keep_cache: bool = False,
+    ) -> dict[str, Tensor | list[KeyValue]]:
+        """Returns video [B, chunks, tokens, patch*C] and audio [B, chunks, steps, C] in fp32, `features` [B, L, D] after
+        block `features` (1-based), and with keep_cache the unrotated keys and values of each block.
+
+        stop_after leaves after that block with the features only (the teacher's early exit). `past` are cached keys
+        and values whose rotary angles and validity are given beside them; all of them are visible.
+        """
+        layout = self.layout if layout is None else layout
+        device = level_BK.device
+        x_BLD = self._embed(tokens, layout)
+        level_BKD = self.levels(level_BK)
+        select_BLK = F.one_hot(level_of_BL, level_BK.shape[1]).to(level_BKD.dtype)
+        positions = layout.positions_L3.to(device)
+        if time_offset_s:
+            positions = positions + torch.tensor([time_offset_s, 0.0, 0.0], device=device)
+        angles = rotary_angles(positions, self.cfg.head_dim)
+        structure = layout.window_mask_LL(
+            window_chunks=self.cfg.window_chunks, sink_chunks=self.cfg.sink_chunks
+        ).to(device)
+        valid = tokens.valid_BL
+        if past is not None and past_angles_JP is not None and past_valid_BJ is not None:
+            angles = torch.cat([past_angles_JP, angles])
+            seen = torch.ones(structure.shape[0], past_angles_JP.shape[0], dtype=torch.bool, device=device)
+            structure, valid = torch.cat([seen, structure], 1), torch.cat([past_valid_BJ, valid], 1)
+        mask = attention_mask(structure, valid)
+
+        out: dict[str, Tensor | list[KeyValue]] = {}
+        cache: list[KeyValue] = []
+        for number, block in enumerate(self.blocks, start=1):
+            own_past = None if past is None else past[number - 1]
+            x_BLD, new = block(x_BLD, level_BKD, select_BLK, layout, angles, mask, own_past)
+            if keep_cache:
+                cache.append(new)
+            if number == features:
+                out["features"] = x_BLD
+            if number == stop_after:
+                return out
+        if keep_cache:
+            out["cache"] = cache
+        shift, scale = self.final_modulation(level_BKD, select_BLK)
+        _, chunks = split_text(torch.addcmul(shift, _norm(x_BLD), 1 + scale), layout)
+        _, video, audio = chunks.split([1, layout.video_tokens, layout.audio_steps], dim=2)
+        out["video"], out["audio"] = self.video_out(video).float(), self.audio_out(audio).float()
+        return out
+
+    def encode_text(self, text_BN: Tensor, valid_BL: Tensor) -> list[KeyValue]:
+        """Unrotated keys and values of the text in every block: it sees only itself, so a rollout needs them once."""
+        layout = self.layout.of(num_chunks=0, text=True)
+        x_BLD = self.text_in(text_BN) + self.kind.weight[TEXT]
+        level_BKD = self.levels(torch.zeros(len(text_BN), 1, device=text_BN.device))
+        select_BLK = torch.ones(*text_BN.shape, 1, dtype=x_BLD.dtype, device=text_BN.device)
+        angles = rotary_angles(layout.positions_L3.to(text_BN.device), self.cfg.head_dim)
+        all_LL = torch.ones(layout.length, layout.length, dtype=torch.bool)
+        mask = attention_mask(all_LL, valid_BL)
+        cache = []
+        for block in self.blocks:
+            x_BLD, new = block(x_BLD, level_BKD, select_BLK, layout, angles, mask, None)
+            cache.append(new)
+        return cache
+
+    def _embed(self, tokens: Tokens, layout: Layout) -> Tensor:
+        """Every modality's path runs every time, present or not: ZeRO-3's collectives must match on all ranks."""
+        dtype = self.video_in.weight.dtype
+        kind = self.kind(torch.arange(len(MODALITIES), device=tokens.valid_BL.device))
+        action = torch.where(
+            tokens.actions_valid_BN[..., None],
+            self.action_in(tokens.actions_BNA.to(dtype)),
+            self.absent_action(torch.zeros(1, dtype=torch.long, device=kind.device)),
+        )
+        chunks = torch.cat(
+            [
+                (action + kind[ACTION])[:, :, None],
+                self.video_in(tokens.video_BNVC.to(dtype)) + kind[VIDEO],
+                self.audio_in(tokens.audio_BNTC.to(dtype)) + kind[AUDIO],
+            ],
+            dim=2,
+        )
+        text = None if tokens.text_BN is None else self.text_in(tokens.text_BN) + kind[TEXT]
+        return join_text(text if layout.text_tokens else None, chunks)
+
+
+class SelfFlowStudent(nn.Module):
+    """The transformer with the projection head that only the student has (arXiv 2603.06507, section 3.4)."""
+
+    def __init__(self, transformer: WorldTransformer) -> None:
+        super().__init__()
+        width = transformer.cfg.width
+        self.transformer = transformer
+        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+
+    def forward(self, tokens: Tokens, level_BK: Tensor, level_of_BL: Tensor, **options) -> dict:
+        out = self.transformer(tokens, level_BK, level_of_BL, **options)
+        if "features" in out:
+            out["projected"] = self.head(out["features"])
+        return out

@@ -1,0 +1,176 @@
+"""Continues clips chunk by chunk over a key-value cache of window and sink."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldmodel.flow import add_noise, predicted_velocity
+from worldmodel.layout import ACTION, AUDIO, VIDEO, Layout
+from worldmodel.model.attention import KeyValue
+from worldmodel.model.rope import rotary_angles
+from worldmodel.model.transformer import Tokens, WorldTransformer
+from worldmodel.randomness import keyed_generator
+
+# B sessions, N chunks (1 here), V video and T audio tokens of a chunk, J cached tokens, K levels, P rotary pairs.
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Latents of one chunk: video [B, V, patch*C], audio [B, T, C]; which sessions have each; actions that led into it."""
+
+    video_BVC: Tensor
+    audio_BTC: Tensor
+    has_video_B: Tensor
+    has_audio_B: Tensor
+    actions_BA: Tensor
+    actions_valid_B: Tensor
+
+
+@dataclass
+class CachedChunk:
+    keys_values: list[KeyValue]  # unrotated, one pair a block
+    valid_BJ: Tensor
+
+
+class WindowCache:
+    """Text, the first `sink_chunks` chunks and the last ones, never more than the trained window.
+
+    Positions are re-based each time: sinks sit in slots 0.., the window behind them, the current chunk last, so that
+    no distance ever leaves the trained range however long a rollout runs.
+    """
+
+    def __init__(self, *, window_chunks: int, sink_chunks: int) -> None:
+        self.window_chunks, self.sink_chunks = window_chunks, sink_chunks
+        self.text: CachedChunk | None = None
+        self.sinks: list[CachedChunk] = []
+        self.window: list[CachedChunk] = []
+        self.num_chunks = 0
+
+    def visible(self) -> list[CachedChunk]:
+        """Chunks that the next one may see, oldest first."""
+        recent = self.window[-(self.window_chunks - 1) :] if self.window_chunks > 1 else []
+        return self.sinks + recent
+
+    def add(self, chunk: CachedChunk) -> None:
+        if len(self.sinks) < self.sink_chunks:
+            self.sinks.append(chunk)
+        else:
+            self.window.append(chunk)
+            del self.window[: -max(1, self.window_chunks)]
+        self.num_chunks += 1
+
+    def flush(self) -> None:
+        """Keeps the sinks and the last chunk only: instant control after a change of scene or action."""
+        del self.window[:-1]
+
+
+class Sampler:
+    """One batch of sessions. Noise is keyed by (session seed, chunk, step, modality), never by batch slot."""
+
+    def __init__(
+        self, model: WorldTransformer, *, prediction: str, steps: int, context_noise: float, text_BN: Tensor, seeds: list[int]
+    ) -> None:
+        self.model, self.prediction, self.steps, self.context_noise = model, prediction, steps, context_noise
+        self.layout = model.layout.of(num_chunks=1, text=False)
+        self.seeds, self.device = seeds, text_BN.device
+        self.cache = WindowCache(window_chunks=model.cfg.window_chunks, sink_chunks=model.cfg.sink_chunks)
+        self._write_text(text_BN)
+
+    @torch.no_grad()
+    def append(self, chunk: Chunk) -> None:
+        """Takes a real (or finished) chunk into the history, at the context noise."""
+        index = self.cache.num_chunks
+        t = torch.tensor(self.context_noise, device=self.device)
+        noisy = {
+            "video": add_noise(chunk.video_BVC, self._noise("context.video", index, 0, chunk.video_BVC), t),
+            "audio": add_noise(chunk.audio_BTC, self._noise("context.audio", index, 0, chunk.audio_BTC), t),
+        }
+        out, tokens = self._forward(chunk, noisy, t, keep_cache=True)
+        self.cache.add(CachedChunk(out["cache"], tokens.valid_BL))
+
+    @torch.no_grad()
+    def generate(self, actions_BA: Tensor, actions_valid_B: Tensor) -> Chunk:
+        """Denoises the next chunk from noise by Euler steps and takes it into the history."""
+        index, num = self.cache.num_chunks, len(self.seeds)
+        layout, ones = self.layout, torch.ones(num, dtype=torch.bool, device=self.device)
+        channels = layout.video_channels * layout.patch[0] * layout.patch[1]
+        x = {
+            "video": self._noise("video", index, 0, torch.empty(num, layout.video_tokens, channels)),
+            "audio": self._noise("audio", index, 0, torch.empty(num, layout.audio_steps, layout.audio_channels)),
+        }
+        chunk = Chunk(x["video"], x["audio"], ones, ones, actions_BA, actions_valid_B)
+        times = torch.linspace(1, 0, self.steps + 1, device=self.device)
+        for t, following in zip(times[:-1], times[1:], strict=True):
+            out, _ = self._forward(chunk, x, t)
+            for modality in x:
+                v = predicted_velocity(out[modality][:, 0], x[modality], t, self.prediction)
+                x[modality] = x[modality] + (following - t) * v
+        chunk = Chunk(x["video"], x["audio"], ones, ones, actions_BA, actions_valid_B)
+        self.append(chunk)
+        return chunk
+
+    def _forward(
+        self, chunk: Chunk, noisy: dict[str, Tensor], t: Tensor, *, keep_cache: bool = False
+    ) -> tuple[dict, Tokens]:
+        layout, num = self.layout, len(self.seeds)
+        valid_BL = torch.ones(num, layout.length, dtype=torch.bool, device=self.device)
+        kind = layout.modality_L.to(self.device)
+        valid_BL[:, kind == VIDEO] = chunk.has_video_B[:, None]
+        valid_BL[:, kind == AUDIO] = chunk.has_audio_B[:, None]
+        valid_BL[:, kind == ACTION] = True
+        tokens = Tokens(
+            noisy["video"][:, None],
+            noisy["audio"][:, None],
+            None,
+            chunk.actions_BA[:, None],
+            chunk.actions_valid_B[:, None],
+            valid_BL,
+        )
+        level_BK = t.expand(num, layout.num_levels).clone()
+        level_BK[:, -1] = 0.0
+        past, angles, past_valid, slot = self._past()
+        out = self.model(
+            tokens,
+            level_BK,
+            layout.level_slot_L.to(self.device).expand(num, -1),
+            layout=layout,
+            past=past,
+            past_angles_JP=angles,
+            past_valid_BJ=past_valid,
+            time_offset_s=slot * layout.chunk_s,
+            keep_cache=keep_cache,
+        )
+        return out, tokens
+
+    def _past(self) -> tuple[list[KeyValue], Tensor, Tensor, int]:
+        """Cached keys and values of each block, their re-based angles, their validity, and the current chunk's slot."""
+        chunks = self.cache.visible()
+        text_layout = self.model.layout.of(num_chunks=0, text=True)
+        positions = [text_layout.positions_L3]
+        for slot in range(len(chunks)):
+            shifted = self.layout.positions_L3.clone()
+            shifted[:, 0] += slot * self.layout.chunk_s
+            positions.append(shifted)
+        parts = [self.cache.text, *chunks]
+        past = [
+            (torch.cat([p.keys_values[b][0] for p in parts], 2), torch.cat([p.keys_values[b][1] for p in parts], 2))
+            for b in range(self.model.cfg.depth)
+        ]
+        angles = rotary_angles(torch.cat(positions).to(self.device), self.model.cfg.head_dim)
+        return past, angles, torch.cat([p.valid_BJ for p in parts], 1), len(chunks)
+
+    @torch.no_grad()
+    def _write_text(self, text_BN: Tensor) -> None:
+        """Text sees only text, so its keys and values are computed once."""
+        valid_BL = text_BN > 0
+        self.cache.text = CachedChunk(self.model.encode_text(text_BN, valid_BL), valid_BL)
+
+    def _noise(self, name: str, chunk: int, step: int, like: Tensor) -> Tensor:
+        rows = [
+            torch.from_numpy(keyed_generator(seed, chunk, step, name).standard_normal(like.shape[1:], dtype="float32"))
+            for seed in self.seeds
+        ]
+        return torch.stack(rows).to(self.device)

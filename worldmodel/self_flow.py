@@ -1,0 +1,175 @@
+"""The Self-Flow step (arXiv 2603.06507) and its baselines by switches.
+
+The student denoises tokens at two noise levels; its projected features at 0.3 of the depth follow those of the EMA
+teacher at 0.7, which sees every token at the cleaner level with the same noise and the same condition drop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldmodel.batch import LatentBatch
+from worldmodel.config import SelfFlowConfig
+from worldmodel.flow import Levels, add_noise, predicted_velocity, sample_levels, velocity_target
+from worldmodel.layout import ACTION, AUDIO, TEXT, VIDEO, Layout
+from worldmodel.model.transformer import Tokens, split_text
+from worldmodel.randomness import SampleRandom
+
+# B clips, L tokens, N chunks, V video tokens and T audio tokens of a chunk, C channels of a token, D width.
+
+LEARNED = ("video", "audio")
+Network = Callable[..., dict]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One micro-batch with its noise: everything random is decided here, before any network runs."""
+
+    video_BNVC: Tensor
+    audio_BNTC: Tensor
+    video_noise: Tensor
+    audio_noise: Tensor
+    text_BN: Tensor
+    actions_BNA: Tensor
+    actions_valid_BN: Tensor
+    valid_BL: Tensor
+    levels: Levels
+    layout: Layout
+
+    def loss_mask(self, modality: str) -> Tensor:
+        """Tokens [B, chunks, tokens] of one modality that carry loss: not context, not condition, and real."""
+        return self.of(self.levels.loss_BL & self.valid_BL, modality)
+
+    def of(self, x_BL: Tensor, modality: str) -> Tensor:
+        """The part of a per-token tensor that belongs to one modality, chunk by chunk."""
+        _, chunks = split_text(x_BL[..., None], self.layout)
+        _, video, audio = chunks[..., 0].split([1, self.layout.video_tokens, self.layout.audio_steps], dim=2)
+        return video if modality == "video" else audio
+
+    def counts(self) -> Tensor:
+        """Tokens under loss, [video, audio]."""
+        return torch.stack([self.loss_mask(m).sum() for m in LEARNED]).double()
+
+    def tokens_at(self, table_BK: Tensor) -> tuple[Tokens, dict[str, Tensor], dict[str, Tensor]]:
+        """Noisy inputs at the levels of a table, with x_t and t [B, chunks, tokens, 1] of each modality."""
+        t_BL = self.levels.per_token(table_BK)
+        t = {m: self.of(t_BL, m)[..., None] for m in LEARNED}
+        x_t = {
+            "video": add_noise(self.video_BNVC, self.video_noise, t["video"]),
+            "audio": add_noise(self.audio_BNTC, self.audio_noise, t["audio"]),
+        }
+        tokens = Tokens(
+            x_t["video"], x_t["audio"], self.text_BN, self.actions_BNA, self.actions_valid_BN, self.valid_BL
+        )
+        return tokens, x_t, t
+
+
+def draw(
+    batch: LatentBatch, layout: Layout, cfg: SelfFlowConfig, rng: SampleRandom, levels: Levels | None = None
+) -> Draw:
+    """Noise levels, noise and condition drop of a micro-batch, keyed by (seed, epoch, sample_id)."""
+    video, audio = layout.pack_video(batch.video.latents), layout.pack_audio(batch.audio.latents)
+    evaluating = levels is not None
+    levels = sample_levels(layout, cfg, rng) if levels is None else levels
+    text_BN = batch.text_BN
+    if cfg.text_drop and not evaluating:  # dropped for student and teacher together
+        dropped_B1 = rng.uniform("text_drop", (1,)) < cfg.text_drop
+        text_BN = torch.where(dropped_B1.to(text_BN.device), torch.zeros_like(text_BN), text_BN)
+    device = video.device
+    levels = Levels(*(getattr(levels, f).to(device) for f in Levels.__dataclass_fields__))
+    return Draw(
+        video_BNVC=video,
+        audio_BNTC=audio,
+        video_noise=rng.normal("noise.video", tuple(video.shape[1:])).to(device),
+        audio_noise=rng.normal("noise.audio", tuple(audio.shape[1:])).to(device),
+        text_BN=text_BN,
+        actions_BNA=layout.pack_actions(batch.actions_BFA * batch.actions_valid_BF[..., None]),
+        actions_valid_BN=layout.chunk_valid(batch.actions_valid_BF),
+        valid_BL=valid_tokens(batch, layout, text_BN),
+        levels=levels,
+        layout=layout,
+    )
+
+
+def valid_tokens(batch: LatentBatch, layout: Layout, text_BN: Tensor) -> Tensor:
+    """[B, L]: real text bytes, real media, and every action token (an absent action has its own embedding)."""
+    kind, chunk = layout.modality_L.to(text_BN.device), layout.chunk_L.to(text_BN.device)
+    video_BN, audio_BN = layout.chunk_valid(batch.video.valid_BT), layout.chunk_valid(batch.audio.valid_BT)
+    valid_BL = torch.zeros(len(text_BN), layout.length, dtype=torch.bool, device=text_BN.device)
+    valid_BL[:, kind == TEXT] = text_BN > 0
+    valid_BL[:, kind == ACTION] = True
+    valid_BL[:, kind == VIDEO] = video_BN[:, chunk[kind == VIDEO]]
+    valid_BL[:, kind == AUDIO] = audio_BN[:, chunk[kind == AUDIO]]
+    return valid_BL
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Sums over tokens under loss of each modality, [video, audio]: means need the count over all ranks."""
+
+    flow: Tensor
+    align: Tensor
+    cosine: Tensor
+    target_std: Tensor
+
+    def objective(self, counts: Tensor, cfg: SelfFlowConfig) -> Tensor:
+        """Sum over modalities of weight * (flow + align_weight * align) / global count."""
+        weight = torch.tensor([cfg.video_weight, cfg.audio_weight], device=self.flow.device)
+        share = weight / counts.to(self.flow).clamp_min(1)
+        return (share * (self.flow + cfg.align_weight * self.align)).sum()
+
+
+def layers_of(cfg: SelfFlowConfig, depth: int) -> tuple[int, int]:
+    """Student and teacher layer, 1-based, as the nearest integers of their fractions of the depth."""
+    return max(1, round(cfg.student_layer * depth)), max(1, round(cfg.teacher_layer * depth))
+
+
+def self_flow_losses(student: Network, teacher: Network | None, batch: Draw, cfg: SelfFlowConfig, depth: int) -> Losses:
+    """Denoise at two noise levels; predict the EMA teacher's view of the cleaner one (arXiv 2603.06507, eq. 4-7)."""
+    student_layer, teacher_layer = layers_of(cfg, depth)
+    aligned = cfg.rep == "ema" and teacher is not None
+    target_BLD = None
+    if aligned:
+        with torch.no_grad():
+            tokens, _, _ = batch.tokens_at(batch.levels.cleaner_BK)
+            target_BLD = teacher(
+                tokens,
+                batch.levels.cleaner_BK,
+                batch.levels.level_of_BL,
+                layout=batch.layout,
+                features=teacher_layer,
+                stop_after=teacher_layer,
+            )["features"]
+    tokens, x_t, t = batch.tokens_at(batch.levels.student_BK)
+    out = student(
+        tokens,
+        batch.levels.student_BK,
+        batch.levels.level_of_BL,
+        layout=batch.layout,
+        features=student_layer if aligned else None,
+    )
+    flow = torch.stack([_flow_sum(batch, out[m], x_t[m], t[m], m, cfg) for m in LEARNED])
+    if target_BLD is None:
+        zero = torch.zeros_like(flow)
+        return Losses(flow, zero, zero, zero)
+    # dim=-1: the default is over tokens. fp32: late features exceed what half precision holds.
+    cosine_BL = F.cosine_similarity(out["projected"].float(), target_BLD.float(), dim=-1)
+    cosine = torch.stack([(batch.of(cosine_BL, m) * batch.loss_mask(m)).sum() for m in LEARNED])
+    counts = batch.counts().to(cosine)
+    std = target_BLD.float().std(dim=(0, 1)).mean().expand(2) * counts
+    return Losses(flow, counts - cosine, cosine.detach(), std.detach())
+
+
+def _flow_sum(batch: Draw, output: Tensor, x_t: Tensor, t: Tensor, modality: str, cfg: SelfFlowConfig) -> Tensor:
+    """Squared velocity error, mean over channels, summed over tokens under loss."""
+    data, noise = (
+        (batch.video_BNVC, batch.video_noise) if modality == "video" else (batch.audio_BNTC, batch.audio_noise)
+    )
+    error = predicted_velocity(output, x_t, t, cfg.prediction) - velocity_target(data, noise, t, cfg.prediction)
+    # where, not a product: an absent clip must not bring NaN into the sum
+    return torch.where(batch.loss_mask(modality), error.square().mean(-1), error.new_zeros(())).sum()

@@ -1,0 +1,108 @@
+"""Rollout sessions in lockstep: reset with a real prefix, step chunk by chunk, flush, replay from the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from worldmodel.batch import LatentBatch
+from worldmodel.config import RolloutConfig
+from worldmodel.layout import Layout
+from worldmodel.model.transformer import WorldTransformer
+from worldmodel.sampler import Chunk, Sampler
+
+# B sessions, N chunks, F frames of a chunk, A action width.
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Codec latents of whole clips: video [B, T, H, W, C] and audio [B, T, C]."""
+
+    video: Tensor
+    audio: Tensor
+
+
+@dataclass
+class RolloutSessions:
+    """Several sessions of one model. Each depends on its own seed, prefix and actions only, never on its neighbours."""
+
+    model: WorldTransformer
+    cfg: RolloutConfig
+    prediction: str
+    log: list[tuple[str, Tensor | None]] = field(default_factory=list)
+
+    def reset(self, prefix: LatentBatch, *, prefix_chunks: int, seeds: list[int]) -> None:
+        """Starts one session a clip from its first `prefix_chunks` chunks. ValueError when the clip is shorter."""
+        layout = self.model.layout
+        available = prefix.video.latents.shape[1] // layout.video_steps
+        if not 1 <= prefix_chunks <= available:
+            raise ValueError(f"prefix of {prefix_chunks} chunks asked, clips have {available}; use 1 to {available}")
+        if len(seeds) != prefix.num_clips:
+            raise ValueError(f"{prefix.num_clips} sessions need as many seeds, got {len(seeds)}")
+        self.prefix, self.prefix_chunks, self.seeds = prefix, prefix_chunks, seeds
+        self.log = []
+        self.sampler = Sampler(
+            self.model,
+            prediction=self.prediction,
+            steps=self.cfg.steps,
+            context_noise=self.cfg.context_noise,
+            text_BN=prefix.text_BN,
+            seeds=seeds,
+        )
+        whole = layout.of(num_chunks=available, text=False)
+        chunks = prefix_as_chunks(prefix, whole)
+        self.chunks = chunks[:prefix_chunks]
+        # Actions of the clip go on leading the rollout unless `step` is given others.
+        self.recorded = chunks
+        for chunk in self.chunks:
+            self.sampler.append(chunk)
+
+    def step(self, actions_BFA: Tensor | None = None) -> Chunk:
+        """Generates the next chunk under `actions_BFA` (those that lead into its frames), the clip's own, or none."""
+        self.log.append(("step", actions_BFA))
+        num, layout = len(self.seeds), self.model.layout
+        index = len(self.chunks)
+        if actions_BFA is not None:
+            actions_BA, valid_B = actions_BFA.flatten(1), torch.ones(num, dtype=torch.bool)
+        elif index < len(self.recorded):
+            actions_BA, valid_B = self.recorded[index].actions_BA, self.recorded[index].actions_valid_B
+        else:
+            actions_BA = torch.zeros(num, layout.chunk_frames * layout.action_dim)
+            valid_B = torch.zeros(num, dtype=torch.bool)
+        chunk = self.sampler.generate(actions_BA, valid_B)
+        self.chunks.append(chunk)
+        return chunk
+
+    def flush(self) -> None:
+        """Forgets all but the sinks and the last chunk."""
+        self.log.append(("flush", None))
+        self.sampler.cache.flush()
+
+    def replay(self) -> None:
+        """Runs the log again from the prefix: the same chunks, bit for bit."""
+        log, self.log = self.log, []
+        self.reset(self.prefix, prefix_chunks=self.prefix_chunks, seeds=self.seeds)
+        for event, actions in log:
+            self.step(actions) if event == "step" else self.flush()
+
+    def latents(self) -> Latents:
+        """Everything so far, prefix included."""
+        layout = self.model.layout.of(num_chunks=len(self.chunks), text=False)
+        return Latents(
+            layout.unpack_video(torch.stack([c.video_BVC for c in self.chunks], dim=1)),
+            layout.unpack_audio(torch.stack([c.audio_BTC for c in self.chunks], dim=1)),
+        )
+
+
+def prefix_as_chunks(batch: LatentBatch, layout: Layout) -> list[Chunk]:
+    """A batch of whole clips, chunk by chunk."""
+    video, audio = layout.pack_video(batch.video.latents), layout.pack_audio(batch.audio.latents)
+    has_video, has_audio = layout.chunk_valid(batch.video.valid_BT), layout.chunk_valid(batch.audio.valid_BT)
+    actions = layout.pack_actions(batch.actions_BFA * batch.actions_valid_BF[..., None])
+    actions_valid = layout.chunk_valid(batch.actions_valid_BF)
+    return [
+        Chunk(video[:, k], audio[:, k], has_video[:, k], has_audio[:, k], actions[:, k], actions_valid[:, k])
+        for k in range(layout.num_chunks)
+    ]

@@ -1,0 +1,107 @@
+"""Checkpoints as sharded safetensors that re-slice to any world size. Never pickle.
+
+A checkpoint folder holds shard-RRRRR-of-WWWWW.safetensors of each rank (flat fp32 slices named kind/parameter) and
+model.json (step, parameter shapes, world size, model description).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from worldmodel.train.engine import TEACHER_PREFIX, Engine, slice_of_rank
+
+MODEL_FILE = "model.json"
+
+
+class CheckpointMismatch(ValueError):
+    """The checkpoint does not fit the model; the message names what differs."""
+
+
+def shard_name(rank: int, world_size: int) -> str:
+    return f"shard-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def write_checkpoint(folder: Path, engine: Engine, step: int, description: dict[str, Any]) -> None:
+    """Writes this rank's shard; rank 0 also writes model.json. OSError when the disk is full."""
+    shards = engine.shards()
+    tensors = {
+        f"{kind}/{name}": part.cpu().contiguous()
+        for name, shard in shards.items()
+        for kind, part in shard.parts.items()
+    }
+    save_file(tensors, str(folder / shard_name(engine.rank, engine.world_size)))
+    if engine.rank == 0:
+        model = {
+            "step": step,
+            "world_size": engine.world_size,
+            "shapes": {name: list(shard.shape) for name, shard in shards.items()},
+            **description,
+        }
+        (folder / MODEL_FILE).write_text(json.dumps(model, indent=1))
+
+
+def read_model_file(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MODEL_FILE).read_text())
+
+
+class CheckpointReader:
+    """Reads slices of parameters whatever world size wrote them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = read_model_file(folder)
+        self.world_size = int(self.model["world_size"])
+        self.files = [
+            safe_open(str(folder / shard_name(rank, self.world_size)), framework="pt")
+            for rank in range(self.world_size)
+        ]
+        self.keys = set(self.files[0].keys())
+
+    def slice(self, kind: str, name: str, start: int, end: int) -> Tensor:
+        """[start, end) of a flattened parameter, fp32."""
+        numel = int(torch.Size(self.model["shapes"][name]).numel())
+        pieces = []
+        for rank, file in enumerate(self.files):
+            low, high = slice_of_rank(numel, rank, self.world_size)
+            first, last = max(start, low), min(end, high)
+            if first < last:
+                pieces.append(file.get_slice(f"{kind}/{name}")[first - low : last - low])
+        return torch.cat(pieces) if pieces else torch.empty(0)
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        shape = self.model["shapes"][name]
+        return self.slice(kind, name, 0, int(torch.Size(shape).numel())).reshape(shape)
+
+    def ema_weights(self) -> dict[str, Tensor]:
+        """The averaged transformer by its own parameter names: what is evaluated and exported."""
+        names = [n for n in self.model["shapes"] if n.startswith(TEACHER_PREFIX)]
+        return {n.removeprefix(TEACHER_PREFIX): self.whole("ema", n) for n in names}
+
+
+@torch.no_grad()
+def load_checkpoint(folder: Path, engine: Engine) -> int:
+    """Fills the engine from a checkpoint of any world size; returns its step. CheckpointMismatch names what differs."""
+    reader = CheckpointReader(folder)
+    shards = engine.shards()
+    saved = {name: tuple(shape) for name, shape in reader.model["shapes"].items()}
+    ours = {name: shard.shape for name, shard in shards.items()}
+    if saved != ours:
+        differing = [n for n in sorted(saved.keys() | ours.keys()) if saved.get(n) != ours.get(n)]
+        name = differing[0]
+        raise CheckpointMismatch(
+            f"{folder}: checkpoint of another model: {len(differing)} of {len(ours)} parameters differ, first {name}: "
+            f"saved {saved.get(name)}, this model {ours.get(name)}; use the config it was trained with or another name"
+        )
+    for name, shard in shards.items():
+        for kind, part in shard.parts.items():
+            part.copy_(reader.slice(kind, name, shard.start, shard.start + part.numel()))
+    step = int(reader.model["step"])
+    engine.loaded(step)
+    return step

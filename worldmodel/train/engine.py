@@ -1,0 +1,266 @@
+"""Two engines behind one interface: ZeroEngine (DeepSpeed ZeRO-3, any number of ranks) and PlainEngine (one process).
+
+Each owns the student, its optimizer and the EMA teacher. Both keep bf16 weights with an fp32 master when precision is
+bf16. A *shard* is this rank's flat fp32 slice of each parameter: [rank * part, (rank + 1) * part), part = ceil(n / ranks).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from worldmodel.config import RunConfig
+from worldmodel.layout import Layout
+from worldmodel.model.transformer import SelfFlowStudent, WorldTransformer
+from worldmodel.train.ema import ShardEma
+from worldmodel.train.optim import build_optimizer
+
+KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema")
+TEACHER_PREFIX = "transformer."
+
+
+@dataclass(frozen=True)
+class ParameterShard:
+    """This rank's slice of one parameter: views into live state by kind, without padding."""
+
+    shape: tuple[int, ...]
+    start: int
+    parts: dict[str, Tensor]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+class Engine(Protocol):
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def student(self, *args: Any, **kwargs: Any) -> dict: ...
+    def teacher(self, *args: Any, **kwargs: Any) -> dict: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def step(self, learning_rate: float) -> float: ...
+    def update_ema(self, decay: float) -> None: ...
+    def all_reduce(self, vector: Tensor) -> Tensor: ...
+    def shards(self) -> dict[str, ParameterShard]: ...
+    def loaded(self, step: int) -> None: ...
+
+
+def build_student(cfg: RunConfig, layout: Layout) -> SelfFlowStudent:
+    """The same initial weights on every rank, without touching the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        return SelfFlowStudent(WorldTransformer(cfg.model, layout))
+
+
+def slice_of_rank(numel: int, rank: int, world_size: int) -> tuple[int, int]:
+    """[start, end) of a flattened parameter on one rank."""
+    part = math.ceil(numel / world_size)
+    return min(numel, rank * part), min(numel, (rank + 1) * part)
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+class PlainEngine:
+    """One process, no DeepSpeed: the reference that ZeroEngine must equal, and what GPU scripts run."""
+
+    def __init__(self, cfg: RunConfig, layout: Layout, *, device: torch.device | None = None) -> None:
+        self.rank, self.world_size = 0, 1
+        self.device = pick_device(cfg.train.device) if device is None else device
+        dtype = torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32
+        student = build_student(cfg, layout).to(self.device)
+        self.master = {n: p.detach().float().clone().requires_grad_() for n, p in student.named_parameters()}
+        self.student = student.to(dtype)
+        self.teacher = build_student(cfg, layout).transformer.to(self.device, dtype).requires_grad_(False).eval()
+        self.ema = {n: p.detach().clone() for n, p in self.master.items() if n.startswith(TEACHER_PREFIX)}
+        self.optimizer = build_optimizer(self.master.values(), cfg.optim)
+        self.clip_norm = cfg.optim.clip_norm
+        self.gradient = {n: torch.zeros_like(p) for n, p in self.master.items()}
+        self._publish()
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of one micro-batch in fp32."""
+        loss.backward()
+        for name, parameter in self.student.named_parameters():
+            if parameter.grad is not None:
+                self.gradient[name] += parameter.grad
+                parameter.grad = None
+
+    def step(self, learning_rate: float) -> float:
+        for name, master in self.master.items():
+            master.grad = self.gradient[name]
+        norm = torch.nn.utils.clip_grad_norm_(self.master.values(), self.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        for gradient in self.gradient.values():
+            gradient.zero_()
+        self._publish_student()
+        return float(norm)
+
+    @torch.no_grad()
+    def update_ema(self, decay: float) -> None:
+        torch._foreach_lerp_(list(self.ema.values()), [self.master[n].detach() for n in self.ema], 1.0 - decay)
+        self._publish_teacher()
+
+    def all_reduce(self, vector: Tensor) -> Tensor:
+        return vector
+
+    def shards(self) -> dict[str, ParameterShard]:
+        found = {}
+        for name, master in self.master.items():
+            state = self.optimizer.state.setdefault(master, {})
+            if not state:
+                state["step"] = torch.tensor(0.0)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+            parts = {"weight": master.detach().view(-1), **{k: state[k].view(-1) for k in ("exp_avg", "exp_avg_sq")}}
+            if name in self.ema:
+                parts["ema"] = self.ema[name].view(-1)
+            found[name] = ParameterShard(tuple(master.shape), 0, parts)
+        return found
+
+    def loaded(self, step: int) -> None:
+        """Call after the shards were overwritten: refreshes what is derived from them."""
+        for state in self.optimizer.state.values():
+            state["step"].fill_(step)
+        self._publish()
+
+    def _publish(self) -> None:
+        self._publish_student()
+        self._publish_teacher()
+
+    @torch.no_grad()
+    def _publish_student(self) -> None:
+        for name, parameter in self.student.named_parameters():
+            parameter.copy_(self.master[name])
+
+    @torch.no_grad()
+    def _publish_teacher(self) -> None:
+        for name, parameter in self.teacher.named_parameters():
+            parameter.copy_(self.ema[TEACHER_PREFIX + name])
+
+
+class ZeroEngine:
+    """DeepSpeed ZeRO-3 for student and teacher. The process group must exist (TorchTrainer makes it)."""
+
+    def __init__(self, cfg: RunConfig, layout: Layout, *, micro_batches: int, device: torch.device | None = None) -> None:
+        """micro_batches: how many this rank runs a step. ValueError if the process group is missing."""
+        if not dist.is_initialized():
+            raise ValueError("ZeroEngine needs torch.distributed to be initialised first; use PlainEngine for one process")
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.device = pick_device(cfg.train.device) if device is None else device
+        deepspeed = _import_deepspeed(self.device)
+        student = build_student(cfg, layout).to(self.device)
+        teacher = build_student(cfg, layout).transformer.requires_grad_(False).eval().to(self.device)
+        optimizer = build_optimizer(student.parameters(), cfg.optim)
+        settings = _settings(cfg, micro_batches)
+        with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its whole configuration
+            self.engine, self.optimizer, _, _ = deepspeed.initialize(
+                model=student, optimizer=optimizer, config=settings, dist_init_required=False
+            )
+            self.teacher_engine, *_ = deepspeed.initialize(
+                model=teacher, config=_settings(cfg, 1), dist_init_required=False
+            )
+        self.student = self.engine
+        self.average = ShardEma(self.engine, self.teacher_engine, prefix=TEACHER_PREFIX)
+        self.micro_batches = micro_batches
+
+    def teacher(self, *args: Any, **kwargs: Any) -> dict:
+        self.teacher_engine.module.eval()
+        return self.teacher_engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """One micro-batch; the last one of a step is followed by `step`."""
+        self.engine.backward(loss * self.world_size, scale_wrt_gas=False)  # gradients are averaged over ranks
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()
+
+    def step(self, learning_rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm() or 0.0)
+
+    def update_ema(self, decay: float) -> None:
+        self.average.update(decay)
+
+    def all_reduce(self, vector: Tensor) -> Tensor:
+        dist.all_reduce(vector)
+        return vector
+
+    def shards(self) -> dict[str, ParameterShard]:
+        found = {}
+        for name, parameter in self.engine.module.named_parameters():
+            group, offset, _ = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
+            shape = tuple(parameter.ds_shape)
+            start, end = slice_of_rank(math.prod(shape), self.rank, self.world_size)
+            master = self.optimizer.fp32_partitioned_groups_flat[group]
+            state = self.optimizer.optimizer.state[master]
+            flats = {"weight": master, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+            if name.startswith(TEACHER_PREFIX):
+                flats["ema"] = self.average.average[group]
+            # The padding of the last ranks is uninitialised memory: it is cut off here.
+            parts = {kind: flat.detach().narrow(0, offset, end - start) for kind, flat in flats.items()}
+            found[name] = ParameterShard(shape, start, parts)
+        return found
+
+    def loaded(self, step: int) -> None:
+        optimizer = self.optimizer
+        for group, master in enumerate(optimizer.fp32_partitioned_groups_flat):
+            optimizer.optimizer.state[master]["step"].fill_(step)
+            if optimizer.fp16_partitioned_groups_flat[group] is not master:
+                optimizer.fp16_partitioned_groups_flat[group].data.copy_(master.data)
+            optimizer._unflatten_partitioned_parameters(group)
+        self.average.publish()
+
+
+def _settings(cfg: RunConfig, micro_batches: int) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": cfg.data.batch_clips,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": cfg.optim.clip_norm,
+        "bf16": {"enabled": cfg.train.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        # Sums over ranks and micro-batches in bf16 would cost parity with one process more than they save.
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 10**9,
+        "zero_optimization": {
+            "stage": 3,
+            # Persistent full copies would go stale in the teacher, whose shards change behind DeepSpeed's back.
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": 0,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": 5_000_000,
+        },
+    }
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """Imports DeepSpeed quietly. On CPU it would compile a shared-memory operator at start; gloo does not need it."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", module="deepspeed")
+    with contextlib.redirect_stdout(io.StringIO()):
+        import deepspeed
+        import deepspeed.comm.torch as comm
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if device.type == "cpu":
+        comm.build_shm_op = lambda: None
+    return deepspeed

@@ -1,0 +1,162 @@
+"""The training loop. It knows neither Ray nor storage: batches come from an iterator, commits go to a callable."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from worldmodel.batch import LatentBatch
+from worldmodel.config import RunConfig
+from worldmodel.flow import homogeneous_levels
+from worldmodel.layout import Layout
+from worldmodel.randomness import SampleRandom
+from worldmodel.self_flow import LEARNED, draw, self_flow_losses
+from worldmodel.train.engine import Engine
+from worldmodel.train.metrics import Signals, step_row
+from worldmodel.train.optim import ema_decay, learning_rate
+
+EVALUATED_T = (0.1, 0.3, 0.5, 0.7, 0.9)
+SEEN_BEFORE_RATE = 64  # clips seen before a quarantine rate says something
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss was not finite; nothing after the last commit is kept."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended, and the next step to train."""
+
+    status: Literal["finished", "stopped", "quarantine"]
+    step: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls: `consumed` after each trained micro-batch, `commit(step)` to store weights and ledger."""
+
+    commit: Callable[[int], None]
+    consumed: Callable[[LatentBatch], None] = lambda batch: None
+    on_row: Callable[[dict[str, float]], None] = lambda row: None
+    should_stop: Callable[[], bool] = lambda: False
+    evaluation: Callable[[], list[LatentBatch]] | None = None
+
+
+def train(
+    engine: Engine,
+    stream: Iterator[list[LatentBatch]],
+    cfg: RunConfig,
+    layout: Layout,
+    *,
+    start_step: int,
+    hooks: Hooks,
+    enough_clips: int = SEEN_BEFORE_RATE,
+) -> Outcome:
+    """Trains until `cfg.train.steps`. Each item of `stream` is this rank's micro-batches of one step, the same number
+    on every rank. TrainingDiverged when a loss is not finite."""
+    previous, previous_counts, previous_row = Signals(), torch.zeros(2), {}
+    clips_seen = clips_bad = 0.0
+    for step in range(start_step, cfg.train.steps):
+        began = time.perf_counter()
+        batches = next(stream)
+        wait_s = time.perf_counter() - began
+        draws = [
+            draw(b.to(engine.device), layout, cfg.objective, SampleRandom(cfg.seed, b.epoch, _ids(b))) for b in batches
+        ]
+        previous.stop = float(hooks.should_stop())
+        previous.clips = sum(float((b.sample_ids_B >= 0).sum()) for b in batches)
+        previous.quarantined = sum(float(len(b.reasons)) for b in batches)
+        previous.count_video, previous.count_audio = torch.stack([d.counts() for d in draws]).sum(0).tolist()
+        total = Signals.from_tensor(engine.all_reduce(previous.to_tensor(engine.device)))
+        if previous_row:
+            hooks.on_row(_finish_row(previous_row, total, previous_counts, cfg, engine))
+        if total.not_finite:
+            raise TrainingDiverged(f"the loss of step {step - 1} is not finite; lower optim.lr (now {cfg.optim.lr})")
+        if total.stop:
+            hooks.commit(step)
+            return Outcome("stopped", step)
+        clips_seen, clips_bad = clips_seen + total.clips, clips_bad + total.quarantined
+        if clips_seen >= enough_clips and clips_bad > cfg.data.max_quarantine_rate * clips_seen:
+            hooks.commit(step)
+            reason = (
+                f"{clips_bad:.0f} of {clips_seen:.0f} clips could not be used, more than "
+                f"data.max_quarantine_rate={cfg.data.max_quarantine_rate}"
+            )
+            return Outcome("quarantine", step, reason)
+
+        signals = Signals(wait_s=wait_s)
+        rate = learning_rate(step, cfg.train.steps, cfg.optim)
+        for one in draws:
+            losses = self_flow_losses(engine.student, engine.teacher, one, cfg.objective, cfg.model.depth)
+            engine.backward(losses.objective(total.counts(), cfg.objective))
+            signals.add_losses(losses)
+        norm = engine.step(rate)
+        engine.update_ema(ema_decay(step, cfg.optim.ema_target))
+        for batch in batches:
+            hooks.consumed(batch)
+        finite = math.isfinite(norm) and math.isfinite(signals.flow_video + signals.flow_audio)
+        signals.not_finite = float(not finite)
+        signals.step_s = time.perf_counter() - began
+        previous, previous_counts = signals, total.counts()
+        previous_row = {"step": step, "grad_norm": norm, "learning_rate": rate}
+        done = step + 1
+        if done == cfg.train.steps:
+            total = Signals.from_tensor(engine.all_reduce(signals.to_tensor(engine.device)))
+            hooks.on_row(_finish_row(previous_row, total, previous_counts, cfg, engine))
+            if total.not_finite:
+                raise TrainingDiverged(f"the loss of step {step} is not finite; lower optim.lr (now {cfg.optim.lr})")
+        if hooks.evaluation and (done % cfg.train.evaluate_every == 0 or done == cfg.train.steps):
+            hooks.on_row({"step": done, **evaluate(engine, hooks.evaluation(), cfg, layout)})
+        if done % cfg.train.checkpoint_every == 0 or done == cfg.train.steps:
+            hooks.commit(done)
+    return Outcome("finished", cfg.train.steps)
+
+
+@torch.no_grad()
+def evaluate(engine: Engine, batches: list[LatentBatch], cfg: RunConfig, layout: Layout) -> dict[str, float]:
+    """Held-out velocity error of the EMA weights at homogeneous t, and with a clean half as history. The training loss
+    mixes noise levels, so it is not comparable between objectives; this is. Every rank brings equally many batches."""
+    cases = [(f"eval_{{}}_t{t:.1f}", t, 0) for t in EVALUATED_T]
+    cases.append(("eval_{}_history", 0.5, layout.num_chunks // 2))
+    sums = torch.zeros(len(cases), 2, 2, dtype=torch.float64)
+    quiet = cfg.objective.model_copy(update={"rep": "none"})
+    for batch in batches:
+        rng = SampleRandom(cfg.seed, -1, _ids(batch))
+        for i, (_, t, context_chunks) in enumerate(cases):
+            levels = homogeneous_levels(layout, batch.num_clips, t, context_chunks=context_chunks)
+            one = draw(batch.to(engine.device), layout, quiet, rng, levels=levels)
+            losses = self_flow_losses(engine.teacher, None, one, quiet, cfg.model.depth)
+            sums[i, 0] += losses.flow.cpu()
+            sums[i, 1] += one.counts().cpu()
+    sums = engine.all_reduce(sums.to(engine.device)).cpu()
+    means = sums[:, 0] / sums[:, 1].clamp_min(1)
+    row = {
+        name.format(m): float(means[i, j])
+        for i, (name, _, _) in enumerate(cases)
+        for j, m in enumerate(LEARNED)
+        if sums[i, 1, j]
+    }
+    for j, m in enumerate(LEARNED):
+        if sums[0, 1, j]:
+            row[f"eval_{m}"] = float(means[: len(EVALUATED_T), j].mean())
+    return row
+
+
+def _ids(batch: LatentBatch) -> tuple[int, ...]:
+    return tuple(batch.sample_ids_B.tolist())
+
+
+def _finish_row(
+    row: dict[str, float], total: Signals, counts: Tensor, cfg: RunConfig, engine: Engine
+) -> dict[str, float]:
+    means = step_row(
+        int(row["step"]), total, counts, align_weight=cfg.objective.align_weight, world_size=engine.world_size
+    )
+    return {**means, **row}

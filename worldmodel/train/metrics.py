@@ -1,0 +1,77 @@
+"""What one step reports. Tensors become numbers once a step, after the all-reduce that carries them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from worldmodel.self_flow import LEARNED, Losses
+
+
+@dataclass
+class Signals:
+    """The one small all-reduce of a step: sums over ranks of everything that a collective decision needs.
+
+    counts are of the step that begins; losses and times are of the step before.
+    """
+
+    count_video: float = 0.0
+    count_audio: float = 0.0
+    stop: float = 0.0
+    not_finite: float = 0.0
+    clips: float = 0.0
+    quarantined: float = 0.0
+    flow_video: float = 0.0
+    flow_audio: float = 0.0
+    align_video: float = 0.0
+    align_audio: float = 0.0
+    cosine_video: float = 0.0
+    cosine_audio: float = 0.0
+    std_video: float = 0.0
+    std_audio: float = 0.0
+    wait_s: float = 0.0
+    step_s: float = 0.0
+
+    def to_tensor(self, device: torch.device) -> Tensor:
+        return torch.tensor([getattr(self, f.name) for f in fields(self)], dtype=torch.float64, device=device)
+
+    @classmethod
+    def from_tensor(cls, vector: Tensor) -> Signals:
+        return cls(*vector.tolist())
+
+    def counts(self) -> Tensor:
+        return torch.tensor([self.count_video, self.count_audio], dtype=torch.float64)
+
+    def add_losses(self, losses: Losses) -> None:
+        for part, values in (
+            ("flow", losses.flow),
+            ("align", losses.align),
+            ("cosine", losses.cosine),
+            ("std", losses.target_std),
+        ):
+            for modality, value in zip(LEARNED, values.tolist(), strict=True):
+                setattr(self, f"{part}_{modality}", getattr(self, f"{part}_{modality}") + value)
+
+
+def step_row(step: int, signals: Signals, counts: Tensor, *, align_weight: float, world_size: int) -> dict[str, float]:
+    """One row of metrics.jsonl: means over the tokens under loss of all ranks."""
+    row: dict[str, float] = {"step": step}
+    total = 0.0
+    for modality, count in zip(LEARNED, counts.tolist(), strict=True):
+        if not count:
+            continue
+        flow = getattr(signals, f"flow_{modality}") / count
+        align = getattr(signals, f"align_{modality}") / count
+        total += flow + align_weight * align
+        row[f"loss_{modality}"] = flow
+        row[f"align_{modality}"] = align
+        row[f"cosine_{modality}"] = getattr(signals, f"cosine_{modality}") / count
+        row[f"teacher_std_{modality}"] = getattr(signals, f"std_{modality}") / count
+    row["loss"] = total
+    step_s = signals.step_s / world_size
+    row["step_s"] = step_s
+    row["tokens_per_s"] = float(counts.sum()) / step_s if step_s else 0.0
+    row["stall_fraction"] = signals.wait_s / signals.step_s if signals.step_s else 0.0
+    return row
