@@ -15,6 +15,8 @@ from worldmodel.checks.result import CheckClip
 from worldmodel.checks.suite import run_checks
 from worldmodel.worlds.truth import Truth, read_truth
 
+DEFAULT_FPS, DEFAULT_RATE = 16.0, 16000
+
 
 def check_rollouts(
     rollouts_dir: str | Path, *, truth: str | None = None, out: str | Path, seed: int = 0
@@ -66,7 +68,14 @@ def check_rollouts(
             f"{truth}: holds no clip that {folder} continues; give the truth.parquet of the clips that "
             "were rolled out, and rollouts.json rows with `source`"
         )
-    result = run_checks(rollouts, truths, prefix_s=prefixes[0], fps=fps, sample_rate=sample_rate, seed=seed)
+    result = run_checks(
+        rollouts,
+        truths,
+        prefix_s=prefixes[0],
+        fps=fps or DEFAULT_FPS,  # of clips that all lack picture or sound: no check will use it
+        sample_rate=sample_rate or DEFAULT_RATE,
+        seed=seed,
+    )
     result |= {"sample_ids": checked, "unusable": unusable}
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(json.dumps(result, indent=1, allow_nan=False), "utf-8")
@@ -96,7 +105,7 @@ def _read_truth(path: str) -> list[Truth]:
 def _decode(path: Path, height: int, width: int, fps: float, sample_rate: int) -> DecodedClip:
     """The whole file. A file without picture has no size and no rate of its own: any will do."""
     info = probe(str(path))
-    fps = fps or 16.0
+    fps = fps or DEFAULT_FPS
     frames = math.floor(info.duration_s * fps + 0.5)
     return decode_clip(
         str(path),
@@ -104,7 +113,7 @@ def _decode(path: Path, height: int, width: int, fps: float, sample_rate: int) -
         end_s=max(frames, 1) / fps,
         fps=fps,
         size=(height or 64, width or 64),
-        sample_rate=sample_rate or 16000,
+        sample_rate=sample_rate or DEFAULT_RATE,
     )
 
 

@@ -37,9 +37,16 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
 
     if address:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env(local=False))
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=runtime_env(local=False),
+            )
         except ConnectionError as error:
-            raise UserError(f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]})") from None
+            raise UserError(
+                f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]})"
+            ) from None
         return
     ray.init(
         num_cpus=num_cpus or max(LOCAL_CPUS, psutil.cpu_count() or 1),

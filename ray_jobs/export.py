@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from avtok.load import codec_folder
-
 from ray_jobs.errors import UserError
 from ray_jobs.run_folder import last_commit
 from ray_jobs.train_worker import layout_of
@@ -47,7 +46,9 @@ def find_model(name: str) -> Path:
     for folder in (Path(name), Path(name) / "export", Path("runs") / name / "export"):
         if (folder / INDEX_FILE).is_file():
             return folder
-    hint = "export it first: worldmodel export RUN --out DIR" if Path(name).is_dir() else "no such folder or run"
+    hint = (
+        "export it first: worldmodel export RUN --out DIR" if Path(name).is_dir() else "no such folder or run"
+    )
     raise UserError(f"{name}: not an exported model ({hint})")
 
 

@@ -83,6 +83,8 @@ def probe_row(row: SourceRow) -> ProbeResult:
         return {"uri": row.uri, "reason": " ".join(str(error).split())}
     if row.audio_uri and not sound.has_audio:
         return {"uri": row.uri, "reason": f"{row.audio_uri}: holds no sound"}
+    if not info.has_video and not sound.has_sound:
+        return {"uri": row.uri, "reason": "holds only silence, and no picture"}
     end_s = info.duration_s if row.end_s is None else min(row.end_s, info.duration_s)
     if row.start_s >= end_s > 0 or (row.start_s and not end_s):
         return {

@@ -210,7 +210,6 @@ def _inline_svg(figure: Figure, alt: str) -> str:
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # needless inside HTML, and the only addresses in it
     svg = re.sub(
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
         rf'<svg viewBox="\1" role="img" aria-label="{alt}">',

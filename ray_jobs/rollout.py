@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+
 from avtok.decode import ClipError, decode_clip
 from avtok.load import load_codec
 from avtok.mux import write_clip
-
 from ray_jobs.errors import JobError, UserError
 from ray_jobs.export import load_exported
 from ray_jobs.index import index_sources
@@ -68,7 +68,10 @@ def run_rollouts(
     size = rollout.sessions_per_actor
     groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
     plan_ref = ray.put(plan)
-    actors = [RolloutActor.remote(str(model), plan_ref, rollout, str(out)) for _ in range(min(rollout.actors, len(groups)))]
+    actors = [
+        RolloutActor.remote(str(model), plan_ref, rollout, str(out))
+        for _ in range(min(rollout.actors, len(groups)))
+    ]
     pending = {actors[i % len(actors)].run.remote(group): group for i, group in enumerate(groups)}
     rows: list[dict[str, Any]] = []
     done = 0
@@ -77,14 +80,18 @@ def run_rollouts(
         try:
             rows += ray.get(ready)
         except ray.exceptions.RayError as error:
-            raise JobError(f"{out}: a rollout actor broke: {str(error).splitlines()[-1]}; start it again") from None
+            raise JobError(
+                f"{out}: a rollout actor broke: {str(error).splitlines()[-1]}; start it again"
+            ) from None
         done += len(pending.pop(ready))
         if progress:
             progress(done, len(prompts))
     for actor in actors:
         ray.kill(actor)
     if not rows:
-        raise UserError(f"{out}: none of {len(prompts)} clips has the prefix of {rollout.prefix_s} s that a rollout needs")
+        raise UserError(
+            f"{out}: none of {len(prompts)} clips has the prefix of {rollout.prefix_s} s that a rollout needs"
+        )
     rows.sort(key=lambda row: row["sample_id"])
     (out / ROLLOUTS_FILE).write_text(json.dumps(rows, indent=1))
     return rows
@@ -104,7 +111,9 @@ class RolloutActor:
         self.cfg = cfg.model_copy(
             update={
                 "data": cfg.data.model_copy(update={"clip_s": clip_s, "cache": ""}),
-                "codec": cfg.codec.model_copy(update={"video": str(codecs / "video"), "audio": str(codecs / "audio")}),
+                "codec": cfg.codec.model_copy(
+                    update={"video": str(codecs / "video"), "audio": str(codecs / "audio")}
+                ),
             }
         )
         self.encode = EncodeBatch(plan, self.cfg)
@@ -125,17 +134,23 @@ class RolloutActor:
         has_video = batch.video.valid_BT[:, : prefix_chunks * layout.video_steps].all(1)
         has_audio = batch.audio.valid_BT[:, : prefix_chunks * layout.audio_steps].all(1)
         return [
-            self._write(prompt, latents.video[i] if has_video[i] else None, latents.audio[i] if has_audio[i] else None)
+            self._write(
+                prompt, latents.video[i] if has_video[i] else None, latents.audio[i] if has_audio[i] else None
+            )
             for i, prompt in enumerate(prompts)
             if prompt.sample_id != PADDING and (has_video[i] or has_audio[i])
         ]
 
-    def _write(self, prompt: Prompt, video: torch.Tensor | None, audio: torch.Tensor | None) -> dict[str, Any]:
+    def _write(
+        self, prompt: Prompt, video: torch.Tensor | None, audio: torch.Tensor | None
+    ) -> dict[str, Any]:
         data, sample = self.cfg.data, self.plan.sample(prompt.sample_id)
         frames = None if video is None else np.asarray(self.video.decode(video))
         sound = None if audio is None else np.asarray(self.audio.decode(audio))
         name = f"{prompt.sample_id:06d}"
-        write_clip(self.out / f"{name}_rollout.mp4", frames, sound, fps=data.fps, sample_rate=data.sample_rate)
+        write_clip(
+            self.out / f"{name}_rollout.mp4", frames, sound, fps=data.fps, sample_rate=data.sample_rate
+        )
         digest = hashlib.sha256()
         for part in (video, audio):
             digest.update(b"" if part is None else part.numpy().tobytes())

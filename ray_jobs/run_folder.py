@@ -19,7 +19,14 @@ from worldmodel.load_config import config_difference, dump_config, load_config
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list: only what it names is committed
 PACKAGES = ("ray", "torch", "deepspeed", "av", "torchaudio", "pyarrow")
 # Settings that may change between two starts of one run: they alter neither the samples nor the weights.
-FREE_TO_CHANGE = ("train.workers", "train.threads", "train.max_failures", "data.decode_actors", "rollout.", "storage")
+FREE_TO_CHANGE = (
+    "train.workers",
+    "train.threads",
+    "train.max_failures",
+    "data.decode_actors",
+    "rollout.",
+    "storage",
+)
 
 
 class RunFolder:
@@ -69,7 +76,9 @@ class RunFolder:
             config_file.write_text(dump_config(cfg))
             (self.path / "run.json").write_text(json.dumps(run_facts(command), indent=1))
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}; set storage to another folder") from None
+            raise UserError(
+                f"{self.path}: cannot be written: {error.strerror}; set storage to another folder"
+            ) from None
         return resumes
 
 
@@ -91,7 +100,9 @@ def run_facts(command: str) -> dict[str, Any]:
     root = Path(__file__).parent
     sha = ""
     if git:
-        done = subprocess.run([git, "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [git, "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+        )
         sha = done.stdout.strip()
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -110,7 +110,10 @@ class EncodeBatch:
             context_samples=audio.left_context_units,
             audio_uri=sample.audio_uri or None,
         )
-        return self._encode_picture(sample, clip) | self._encode_sound(sample, clip)
+        latents = self._encode_picture(sample, clip) | self._encode_sound(sample, clip)
+        if not latents:
+            raise ClipError(f"{sample.uri}: neither picture nor sound where the manifest promised them")
+        return latents
 
     def _encode_picture(self, sample: Sample, clip: DecodedClip) -> dict[str, np.ndarray]:
         if not sample.has_video or clip.video_THWC is None:

@@ -94,7 +94,7 @@ def run_training(cfg: RunConfig, *, command: str, progress: Progress | None = No
                 metrics.write(row | {"attempt": news.attempt})
                 rows += 1
                 if progress:
-                    progress("train", row)
+                    progress("train", row | {"total": cfg.train.steps})
             outcome, failures = news.outcome or outcome, failures + news.failures
             if not alive:
                 break
@@ -125,7 +125,9 @@ def _trainer(cfg: RunConfig, folder: RunFolder, board: Any) -> Any:
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = cfg.train.device == "cuda" or (cfg.train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+    use_gpu = cfg.train.device == "cuda" or (
+        cfg.train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0
+    )
     return TorchTrainer(
         train_worker,
         train_loop_config={
@@ -135,7 +137,11 @@ def _trainer(cfg: RunConfig, folder: RunFolder, board: Any) -> Any:
             "expected_version": package_version(),
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=cfg.train.workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}),
+        scaling_config=ScalingConfig(
+            num_workers=cfg.train.workers,
+            use_gpu=use_gpu,
+            resources_per_worker=None if use_gpu else {"CPU": 1},
+        ),
         run_config=RayRunConfig(
             name=cfg.name,
             storage_path=str(folder.path.parent),
@@ -176,7 +182,13 @@ def _raise_failure(
     resume = f"resume with the same command, or `worldmodel train {folder.path / 'config.yaml'}`"
     if outcome is not None:
         raise JobError(f"{folder.path.name}: {outcome['reason']}", f"{kept}; {resume}")
-    reason = failures[0] if failures else (str(raised[0]).strip().splitlines() or ["no reason given"])[-1] if raised else "the job ended without a word"
+    reason = (
+        failures[0]
+        if failures
+        else (str(raised[0]).strip().splitlines() or ["no reason given"])[-1]
+        if raised
+        else "the job ended without a word"
+    )
     raise JobError(f"{folder.path.name}: training broke: {_plain(reason)}", f"{kept}; {resume}")
 
 

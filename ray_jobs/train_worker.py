@@ -14,8 +14,8 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from avtok.load import codec_spec
 
+from avtok.load import codec_spec
 from ray_jobs.accounting import Ledger
 from ray_jobs.dataset import held_out_batches, rank_stream
 from ray_jobs.plan import Plan
@@ -43,7 +43,9 @@ def train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     if (mine := package_version()) != settings["expected_version"]:
-        raise RuntimeError(f"rank {rank} has worldmodel {mine}, the driver {settings['expected_version']}: install the same")
+        raise RuntimeError(
+            f"rank {rank} has worldmodel {mine}, the driver {settings['expected_version']}: install the same"
+        )
     attempt = _attempt(board, rank)
     try:
         _train(cfg, Plan.load(settings["plan"]), board, attempt, rank, world_size)
@@ -74,7 +76,9 @@ def _train(cfg: RunConfig, plan: Plan, board: Any, attempt: int, rank: int, worl
     def evaluation() -> list[LatentBatch]:
         if not held_out:
             held_out.extend(
-                held_out_batches(plan, cfg, num_clips=cfg.train.evaluate_clips, rank=rank, world_size=world_size)
+                held_out_batches(
+                    plan, cfg, num_clips=cfg.train.evaluate_clips, rank=rank, world_size=world_size
+                )
             )
         return held_out
 

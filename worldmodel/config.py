@@ -23,7 +23,9 @@ class DataConfig(Part):
     held_out: float = Field(0.1, ge=0, lt=1, description="fraction of source files kept for evaluation")
     cache: str = Field("", description="folder of the latent cache; empty: none")
     decode_actors: int = Field(1, ge=1, description="decode and encode actors per training worker")
-    max_quarantine_rate: float = Field(0.2, ge=0, le=1, description="the job fails when more clips than this are bad")
+    max_quarantine_rate: float = Field(
+        0.2, ge=0, le=1, description="the job fails when more clips than this are bad"
+    )
 
     @property
     def chunk_s_step(self) -> float:
@@ -56,9 +58,13 @@ class ModelConfig(Part):
         if self.width % self.head_dim:
             low = self.width // self.head_dim * self.head_dim
             near = " or ".join(str(w) for w in (low, low + self.head_dim) if w > 0)
-            raise ValueError(f"width={self.width} is not a multiple of head_dim={self.head_dim}; nearest: {near}")
+            raise ValueError(
+                f"width={self.width} is not a multiple of head_dim={self.head_dim}; nearest: {near}"
+            )
         if self.head_dim % 8:
-            raise ValueError(f"head_dim={self.head_dim} must be a multiple of 8: rotary pairs for time, height and width")
+            raise ValueError(
+                f"head_dim={self.head_dim} must be a multiple of 8: rotary pairs for time, height and width"
+            )
         return self
 
 
@@ -67,7 +73,9 @@ class NoiseConfig(Part):
 
     history_rows: float = Field(0.6, ge=0, le=1)
     independent_rows: float = Field(0.3, ge=0, le=1)
-    context_chunk: float = Field(0.6, ge=0, le=1, description="probability that a chunk of a history row is context")
+    context_chunk: float = Field(
+        0.6, ge=0, le=1, description="probability that a chunk of a history row is context"
+    )
     context_noise: float = Field(0.15, ge=0, le=1, description="context chunks get t ~ U[0, context_noise]")
     tied: float = Field(0.5, ge=0, le=1, description="modalities share t and s")
     independent: float = Field(0.3, ge=0, le=1)
@@ -77,9 +85,11 @@ class NoiseConfig(Part):
     @model_validator(mode="after")
     def _sums(self) -> Self:
         if self.history_rows + self.independent_rows > 1 + 1e-9:
-            raise ValueError(f"history_rows + independent_rows is {self.history_rows + self.independent_rows}; at most 1")
+            raise ValueError(
+                f"history_rows={self.history_rows} and independent_rows={self.independent_rows} add up to more than 1"
+            )
         if self.tied + self.independent > 1 + 1e-9:
-            raise ValueError(f"tied + independent is {self.tied + self.independent}; at most 1")
+            raise ValueError(f"tied={self.tied} and independent={self.independent} add up to more than 1")
         return self
 
 
@@ -112,7 +122,9 @@ class OptimConfig(Part):
 class TrainConfig(Part):
     steps: int = Field(500, ge=1)
     workers: int = Field(2, ge=1)
-    micro_batches: int = Field(2, ge=1, description="micro-batches of one global batch, at any number of workers")
+    micro_batches: int = Field(
+        2, ge=1, description="micro-batches of one global batch, at any number of workers"
+    )
     precision: Literal["bf16", "fp32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(1, ge=1, description="CPU threads of one worker")
@@ -169,9 +181,12 @@ class RunConfig(Part):
             )
         if chunks > longest:
             raise ValueError(
-                f"data.clip_s={self.data.clip_s} is {round(chunks)} chunks, but window_chunks + sink_chunks = {longest}; "
+                f"data.clip_s={self.data.clip_s} is {round(chunks)} chunks, but "
+                f"model.window_chunks + model.sink_chunks is {longest}; "
                 f"use at most {longest * self.chunk_s} s"
             )
         if self.rollout.prefix_s < self.chunk_s:
-            raise ValueError(f"rollout.prefix_s={self.rollout.prefix_s} is shorter than one chunk of {self.chunk_s} s")
+            raise ValueError(
+                f"rollout.prefix_s={self.rollout.prefix_s} is shorter than one chunk of {self.chunk_s} s"
+            )
         return self

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,7 +25,9 @@ class NotAModel(ValueError):
     """The folder is no exported model; the message says what is missing."""
 
 
-def save_model(folder: Path, weights: dict[str, Tensor], layout: Layout, cfg: RunConfig, facts: dict[str, Any]) -> None:
+def save_model(
+    folder: Path, weights: dict[str, Tensor], layout: Layout, cfg: RunConfig, facts: dict[str, Any]
+) -> None:
     """Writes index, transformer and model card; codecs are put beside them by the caller. facts: for the card."""
     (folder / "transformer").mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in weights.items()}, str(folder / "transformer" / WEIGHTS))
@@ -49,14 +53,48 @@ def load_model(folder: Path) -> tuple[WorldTransformer, RunConfig, str]:
     """(model in eval mode, the run's config, prediction). NotAModel says what is missing."""
     index_path = folder / INDEX_FILE
     if not index_path.is_file():
-        raise NotAModel(f"{folder}: no {INDEX_FILE} here; give an exported folder, or a run that has an export")
-    cfg = RunConfig.model_validate(json.loads(index_path.read_text())["run"])
-    config = json.loads((folder / "transformer" / "config.json").read_text())
-    fields = config["layout"]
-    layout = Layout(**{**fields, "video_grid": tuple(fields["video_grid"]), "patch": tuple(fields["patch"])})
-    model = WorldTransformer(ModelConfig.model_validate(config["model"]), layout)
-    model.load_state_dict(load_file(str(folder / "transformer" / WEIGHTS)))
-    return model.requires_grad_(False).eval(), cfg, config["prediction"]
+        raise NotAModel(
+            f"{folder}: no {INDEX_FILE} here; give an exported folder, or a run that has an export"
+        )
+    config_path, weights_path = folder / "transformer" / "config.json", folder / "transformer" / WEIGHTS
+    index, config = _read_json(index_path), _read_json(config_path)
+    try:
+        cfg = RunConfig.model_validate(index["run"])
+        fields = config["layout"]
+        grid, patch = tuple(fields["video_grid"]), tuple(fields["patch"])
+        layout = Layout(**{**fields, "video_grid": grid, "patch": patch})
+        model = WorldTransformer(ModelConfig.model_validate(config["model"]), layout)
+        prediction = config["prediction"]
+    except (KeyError, TypeError, ValidationError) as error:
+        problem = f"no key {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise NotAModel(f"{folder}: written by another version ({problem}); export the run again") from None
+    try:
+        weights = load_file(str(weights_path))
+    except (OSError, SafetensorError) as error:
+        problem = "missing" if isinstance(error, FileNotFoundError) else f"damaged or cut short ({error})"
+        raise NotAModel(f"{weights_path}: {problem}; export the run again") from None
+    _check_weights(weights_path, weights, model)
+    model.load_state_dict(weights)
+    return model.requires_grad_(False).eval(), cfg, prediction
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        problem = "missing" if isinstance(error, FileNotFoundError) else f"not JSON ({error})"
+        raise NotAModel(f"{path}: {problem}; export the run again") from None
+
+
+def _check_weights(path: Path, weights: dict[str, Tensor], model: WorldTransformer) -> None:
+    saved = {name: tuple(w.shape) for name, w in weights.items()}
+    ours = {name: tuple(w.shape) for name, w in model.state_dict().items()}
+    if differing := [n for n in sorted(saved.keys() | ours.keys()) if saved.get(n) != ours.get(n)]:
+        name = differing[0]
+        raise NotAModel(
+            f"{path}: {len(differing)} tensors differ from config.json, first {name}: saved {saved.get(name)}, "
+            f"needs {ours.get(name)}; export the run again"
+        )
 
 
 def _model_card(weights: dict[str, Tensor], cfg: RunConfig, facts: dict[str, Any]) -> str:

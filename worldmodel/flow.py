@@ -83,7 +83,9 @@ def sample_levels(layout: Layout, cfg: SelfFlowConfig, rng: SampleRandom) -> Lev
     t_BNM = torch.where(tied_B[:, None, None], t_BNM[..., :1].expand_as(t_BNM), t_BNM)
     s_BNM = torch.where(tied_B[:, None, None], s_BNM[..., :1].expand_as(s_BNM), s_BNM)
     half = (1 - noise.tied - noise.independent) / 2
-    clean_video_B = (pair_B >= noise.tied + noise.independent) & (pair_B < noise.tied + noise.independent + half)
+    clean_video_B = (pair_B >= noise.tied + noise.independent) & (
+        pair_B < noise.tied + noise.independent + half
+    )
     clean_audio_B = pair_B >= noise.tied + noise.independent + half
     clean_BNM = torch.stack([clean_video_B, clean_audio_B], dim=-1)[:, None, :].expand(-1, num_chunks, -1)
 
@@ -91,7 +93,10 @@ def sample_levels(layout: Layout, cfg: SelfFlowConfig, rng: SampleRandom) -> Lev
     # A row whose every chunk is context would teach nothing: its last chunk stays a target.
     context_BN[:, -1] &= ~context_BN.all(dim=1)
     context_t_BN = rng.uniform("context.t", (num_chunks,)) * noise.context_noise
-    context_BNM, context_t_BNM = context_BN[..., None].expand_as(t_BNM), context_t_BN[..., None].expand_as(t_BNM)
+    context_BNM, context_t_BNM = (
+        context_BN[..., None].expand_as(t_BNM),
+        context_t_BN[..., None].expand_as(t_BNM),
+    )
 
     if not cfg.dual:
         s_BNM = t_BNM
@@ -103,13 +108,17 @@ def sample_levels(layout: Layout, cfg: SelfFlowConfig, rng: SampleRandom) -> Lev
     ratio_L[layout.modality_L == VIDEO] = cfg.mask_ratio_video
     ratio_L[layout.modality_L == AUDIO] = cfg.mask_ratio_audio
     slot_L = layout.level_slot_L
-    given_BL = torch.cat([given_BNM.flatten(1).repeat_interleave(2, dim=1), torch.ones(len(row_B), 1, dtype=torch.bool)], 1)
+    given_BL = torch.cat(
+        [given_BNM.flatten(1).repeat_interleave(2, dim=1), torch.ones(len(row_B), 1, dtype=torch.bool)], 1
+    )
     given_BL = given_BL[:, slot_L]
     masked_BL = (rng.uniform("mask", (layout.length,)) < ratio_L) & ~given_BL
 
     clean_B1 = torch.zeros(len(row_B), 1)
     pair_BK = torch.stack([t_BNM, s_BNM], dim=-1).flatten(1)
-    cleaner_BK = torch.minimum(t_BNM, s_BNM)[..., None].expand(*t_BNM.shape, 2).flatten(1)  # min, because t=1 is noise
+    cleaner_BK = (
+        torch.minimum(t_BNM, s_BNM)[..., None].expand(*t_BNM.shape, 2).flatten(1)
+    )  # min, because t=1 is noise
     return Levels(
         student_BK=torch.cat([pair_BK, clean_B1], dim=1),
         cleaner_BK=torch.cat([cleaner_BK, clean_B1], dim=1),

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from avtok.spec import CodecSpec
 from einops import rearrange
 from torch import Tensor
 
+from avtok.spec import CodecSpec
 from worldmodel.config import RunConfig
 
 # B clips, L tokens (text, then chunk by chunk: action, video, audio), T latent steps, H W latent grid, C channels.
@@ -174,3 +174,8 @@ class Layout:
         the actions that led *into* its frames: shifted by one, zeros before the first frame."""
         shifted = torch.cat([torch.zeros_like(actions_BFA[:, :1]), actions_BFA[:, :-1]], dim=1)
         return rearrange(shifted, "b (k f) a -> b k (f a)", k=self.num_chunks)
+
+    def pack_actions_valid(self, valid_BF: Tensor) -> Tensor:
+        """[B, F] -> [B, chunks]: whether all actions of a chunk's token are known. Shifted like the actions; nothing
+        leads into the first frame, so it counts as the second."""
+        return self.chunk_valid(torch.cat([valid_BF[:, :1], valid_BF[:, :-1]], dim=1))

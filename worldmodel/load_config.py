@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +12,22 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from worldmodel.config import RunConfig
+
+
+# What pydantic's error types mean to somebody who edits a YAML file.
+BOUNDS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+KINDS = (
+    ("int_", "must be a whole number"),
+    ("float_", "must be a number"),
+    ("bool_", "must be true or false"),
+    ("string_", "must be text"),
+    ("model_", "must be a mapping of keys"),
+)
 
 
 class ConfigError(ValueError):
@@ -25,9 +42,9 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     """Reads a YAML file (None: all defaults), applies `a.b=value` overrides in order. ConfigError lists every problem."""
     lines: dict[str, str] = {}
     values: dict[str, Any] = {}
+    problems: list[str] = []
     if path is not None:
-        values = _read_yaml(Path(path), lines)
-    problems = []
+        values = _read_yaml(Path(path), lines, problems)
     for override in overrides or []:
         key, found, text = override.partition("=")
         if not found:
@@ -40,13 +57,14 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
             continue
         _put(values, key.strip().split("."), value)
         lines[key.strip()] = f"--set {key.strip()}"
-    problems += _unknown_keys(values, RunConfig, "", lines)
+    problems += _take_unknown_keys(values, RunConfig, "", lines)
+    try:
+        cfg = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError([*problems, *_describe_all(error, lines, path)]) from None
     if problems:
         raise ConfigError(problems)
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError([_describe(e, lines, path) for e in error.errors()]) from None
+    return cfg
 
 
 def dump_config(cfg: RunConfig) -> str:
@@ -57,10 +75,14 @@ def dump_config(cfg: RunConfig) -> str:
 def config_difference(old: RunConfig, new: RunConfig) -> list[str]:
     """`key: old -> new` of every setting that differs."""
     before, after = _flatten(json.loads(old.model_dump_json())), _flatten(json.loads(new.model_dump_json()))
-    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in sorted(before.keys() | after.keys()) if before.get(k) != after.get(k)]
+    return [
+        f"{k}: {before.get(k)} -> {after.get(k)}"
+        for k in sorted(before.keys() | after.keys())
+        if before.get(k) != after.get(k)
+    ]
 
 
-def _read_yaml(path: Path, lines: dict[str, str]) -> dict[str, Any]:
+def _read_yaml(path: Path, lines: dict[str, str], problems: list[str]) -> dict[str, Any]:
     try:
         text = path.read_text()
     except OSError as error:
@@ -71,21 +93,27 @@ def _read_yaml(path: Path, lines: dict[str, str]) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError([f"{where}: not YAML: {getattr(error, 'problem', None) or _first_line(error)}"]) from None
+        raise ConfigError(
+            [f"{where}: not YAML: {getattr(error, 'problem', None) or _first_line(error)}"]
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError([f"{path}:1: a config is a mapping of keys, got {type(values).__name__}"])
-    _collect_lines(node, "", path, lines)
+    _collect_lines(node, "", path, lines, problems)
     return values
 
 
-def _collect_lines(node: yaml.Node | None, prefix: str, path: Path, lines: dict[str, str]) -> None:
+def _collect_lines(
+    node: yaml.Node | None, prefix: str, path: Path, lines: dict[str, str], problems: list[str]
+) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            lines[name] = f"{path}:{key.start_mark.line + 1}"
-            _collect_lines(value, f"{name}.", path, lines)
+            name, where = f"{prefix}{key.value}", f"{path}:{key.start_mark.line + 1}"
+            if name in lines:  # YAML would quietly keep the last one
+                problems.append(f"{where}: {name} is written twice, first at {lines[name]}; keep one")
+            lines[name] = where
+            _collect_lines(value, f"{name}.", path, lines, problems)
 
 
 def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -102,31 +130,77 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _unknown_keys(values: dict[str, Any], model: type[BaseModel], prefix: str, lines: dict[str, str]) -> list[str]:
+def _take_unknown_keys(
+    values: dict[str, Any], model: type[BaseModel], prefix: str, lines: dict[str, str]
+) -> list[str]:
+    """Describes keys that no model has and takes them out, so that the rest can still be checked."""
     problems = []
-    for key, value in values.items():
+    for key, value in list(values.items()):
         name = f"{prefix}{key}"
         if key not in model.model_fields:
             near = difflib.get_close_matches(str(key), model.model_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(model.model_fields)}"
-            problems.append(f"{lines.get(name, 'config')}: unknown key {name}; {hint}")
+            where = next((lines[k] for k in _and_parents(name) if k in lines), "config")
+            problems.append(f"{where}: unknown key {name}; {hint}")
+            del values[key]
         elif (inner := _model_of(model.model_fields[key].annotation)) and isinstance(value, dict):
-            problems += _unknown_keys(value, inner, f"{name}.", lines)
+            problems += _take_unknown_keys(value, inner, f"{name}.", lines)
     return problems
 
 
-def _describe(error: Any, lines: dict[str, str], path: str | Path | None) -> str:
-    name = ".".join(str(part) for part in error["loc"] if not isinstance(part, int))
+def _describe_all(error: ValidationError, lines: dict[str, str], path: str | Path | None) -> list[str]:
+    """One line per setting: a list of the wrong length is one problem, not one for each element."""
+    found: dict[str, str] = {}
+    for one in error.errors():
+        where, key, problem = _describe(one, lines, path)
+        found.setdefault(key or problem, f"{where}: {problem}")
+    return list(found.values())
+
+
+def _describe(error: Any, lines: dict[str, str], path: str | Path | None) -> tuple[str, str, str]:
+    """(file:line or --set, key, what was given and what it must be)."""
+    names = [part for part in error["loc"] if not isinstance(part, int)]
+    key = ".".join(names)
+    where = next((lines[k] for k in _and_parents(key) if k in lines), None)
+    if error["type"] != "value_error":
+        index = "".join(f"[{part}]" for part in error["loc"] if isinstance(part, int))
+        shown = key if error["type"] == "missing" else key + index
+        given = "nothing" if error["input"] is None else repr(error["input"]).replace("(", "[").replace(")", "]")
+        return where or _source(path), key, f"{shown} {_must_be(error, names)}, got {given}"
+    # Cross-field checks name their settings as `key=value`; the first that was written gives the line.
     message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:] if not name or error["type"] != "value_error" else message
-    where = next((lines[k] for k in _and_parents(name) if k in lines), None) or (str(path) if path else "config")
-    if error["type"] == "value_error":
-        # Cross-field checks already name their keys; the nearest key that was written gives the line.
-        mentioned = [k for k in lines if k.rsplit(".", 1)[-1] + "=" in message]
-        where = next((lines[k] for k in mentioned if k.startswith(name)), where)
-        return f"{where}: {name + '.' if name else ''}{message}"
-    given = error.get("input")
-    return f"{where}: {name}: {message}, got {given!r}"
+    if key:
+        message = re.sub(r"\b([a-z_]+)=", rf"{key}.\1=", message)
+    mentioned = (lines[k] for k in re.findall(r"([a-z_.]+)=", message) if k in lines)
+    return next(mentioned, where) or _source(path), key, message
+
+
+def _source(path: str | Path | None) -> str:
+    return str(path) if path else "config"
+
+
+def _must_be(error: Any, names: list[str]) -> str:
+    kind, limits = error["type"], error.get("ctx", {})
+    annotation = _annotation_of(names)
+    if kind == "literal_error":
+        return f"must be one of {', '.join(repr(value) for value in get_args(annotation))}"
+    if kind in ("missing", "too_short", "too_long", "tuple_type"):
+        return f"must be a list of {len(get_args(annotation))}"
+    if kind in BOUNDS:
+        bound = BOUNDS[kind]
+        return f"must be {bound[0]} {limits[bound[1]]}"
+    if kind == "string_pattern_mismatch":
+        return f"must match {limits['pattern']}"
+    return next((text for start, text in KINDS if kind.startswith(start)), f"is not valid: {error['msg']}")
+
+
+def _annotation_of(names: list[str]) -> Any:
+    model: Any = RunConfig
+    annotation: Any = None
+    for name in names:
+        annotation = model.model_fields[name].annotation
+        model = _model_of(annotation)
+    return annotation
 
 
 def _and_parents(name: str) -> list[str]:

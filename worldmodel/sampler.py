@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.flow import add_noise, predicted_velocity
-from worldmodel.layout import ACTION, AUDIO, VIDEO, Layout
+from worldmodel.layout import ACTION, AUDIO, VIDEO
 from worldmodel.model.attention import KeyValue
 from worldmodel.model.rope import rotary_angles
 from worldmodel.model.transformer import Tokens, WorldTransformer
@@ -71,7 +71,14 @@ class Sampler:
     """One batch of sessions. Noise is keyed by (session seed, chunk, step, modality), never by batch slot."""
 
     def __init__(
-        self, model: WorldTransformer, *, prediction: str, steps: int, context_noise: float, text_BN: Tensor, seeds: list[int]
+        self,
+        model: WorldTransformer,
+        *,
+        prediction: str,
+        steps: int,
+        context_noise: float,
+        text_BN: Tensor,
+        seeds: list[int],
     ) -> None:
         self.model, self.prediction, self.steps, self.context_noise = model, prediction, steps, context_noise
         self.layout = model.layout.of(num_chunks=1, text=False)
@@ -99,7 +106,9 @@ class Sampler:
         channels = layout.video_channels * layout.patch[0] * layout.patch[1]
         x = {
             "video": self._noise("video", index, 0, torch.empty(num, layout.video_tokens, channels)),
-            "audio": self._noise("audio", index, 0, torch.empty(num, layout.audio_steps, layout.audio_channels)),
+            "audio": self._noise(
+                "audio", index, 0, torch.empty(num, layout.audio_steps, layout.audio_channels)
+            ),
         }
         chunk = Chunk(x["video"], x["audio"], ones, ones, actions_BA, actions_valid_B)
         times = torch.linspace(1, 0, self.steps + 1, device=self.device)
@@ -156,7 +165,10 @@ class Sampler:
             positions.append(shifted)
         parts = [self.cache.text, *chunks]
         past = [
-            (torch.cat([p.keys_values[b][0] for p in parts], 2), torch.cat([p.keys_values[b][1] for p in parts], 2))
+            (
+                torch.cat([p.keys_values[b][0] for p in parts], 2),
+                torch.cat([p.keys_values[b][1] for p in parts], 2),
+            )
             for b in range(self.model.cfg.depth)
         ]
         angles = rotary_angles(torch.cat(positions).to(self.device), self.model.cfg.head_dim)
@@ -170,7 +182,9 @@ class Sampler:
 
     def _noise(self, name: str, chunk: int, step: int, like: Tensor) -> Tensor:
         rows = [
-            torch.from_numpy(keyed_generator(seed, chunk, step, name).standard_normal(like.shape[1:], dtype="float32"))
+            torch.from_numpy(
+                keyed_generator(seed, chunk, step, name).standard_normal(like.shape[1:], dtype="float32")
+            )
             for seed in self.seeds
         ]
         return torch.stack(rows).to(self.device)

@@ -38,12 +38,13 @@ class Draw:
     actions_BNA: Tensor
     actions_valid_BN: Tensor
     valid_BL: Tensor
+    loss_BL: Tensor
     levels: Levels
     layout: Layout
 
     def loss_mask(self, modality: str) -> Tensor:
-        """Tokens [B, chunks, tokens] of one modality that carry loss: not context, not condition, and real."""
-        return self.of(self.levels.loss_BL & self.valid_BL, modality)
+        """Tokens [B, chunks, tokens] of one modality that carry loss: not context, not condition, real and allowed."""
+        return self.of(self.loss_BL, modality)
 
     def of(self, x_BL: Tensor, modality: str) -> Tensor:
         """The part of a per-token tensor that belongs to one modality, chunk by chunk."""
@@ -54,6 +55,15 @@ class Draw:
     def counts(self) -> Tensor:
         """Tokens under loss, [video, audio]."""
         return torch.stack([self.loss_mask(m).sum() for m in LEARNED]).double()
+
+    def masked_counts(self) -> Tensor:
+        """Tokens under loss that are at s, [video, audio]."""
+        return torch.stack([self.of(self.loss_BL & self.levels.masked_BL, m).sum() for m in LEARNED]).double()
+
+    def level_gaps(self) -> Tensor:
+        """Sum of t - min(t, s) or s - min(t, s) over tokens under loss, [video, audio]: how far the teacher is ahead."""
+        gap_BL = self.levels.per_token(self.levels.student_BK - self.levels.cleaner_BK)
+        return torch.stack([(self.of(gap_BL, m) * self.loss_mask(m)).sum() for m in LEARNED]).double()
 
     def tokens_at(self, table_BK: Tensor) -> tuple[Tokens, dict[str, Tensor], dict[str, Tensor]]:
         """Noisy inputs at the levels of a table, with x_t and t [B, chunks, tokens, 1] of each modality."""
@@ -82,6 +92,8 @@ def draw(
         text_BN = torch.where(dropped_B1.to(text_BN.device), torch.zeros_like(text_BN), text_BN)
     device = video.device
     levels = Levels(*(getattr(levels, f).to(device) for f in Levels.__dataclass_fields__))
+    valid_BL = token_mask(layout, batch.video.valid_BT, batch.audio.valid_BT, text_BN)
+    learnable_BL = token_mask(layout, batch.video.loss_mask_BT, batch.audio.loss_mask_BT, text_BN)
     return Draw(
         video_BNVC=video,
         audio_BNTC=audio,
@@ -89,17 +101,18 @@ def draw(
         audio_noise=rng.normal("noise.audio", tuple(audio.shape[1:])).to(device),
         text_BN=text_BN,
         actions_BNA=layout.pack_actions(batch.actions_BFA * batch.actions_valid_BF[..., None]),
-        actions_valid_BN=layout.chunk_valid(batch.actions_valid_BF),
-        valid_BL=valid_tokens(batch, layout, text_BN),
+        actions_valid_BN=layout.pack_actions_valid(batch.actions_valid_BF),
+        valid_BL=valid_BL,
+        loss_BL=levels.loss_BL & valid_BL & learnable_BL,
         levels=levels,
         layout=layout,
     )
 
 
-def valid_tokens(batch: LatentBatch, layout: Layout, text_BN: Tensor) -> Tensor:
-    """[B, L]: real text bytes, real media, and every action token (an absent action has its own embedding)."""
+def token_mask(layout: Layout, video_BT: Tensor, audio_BT: Tensor, text_BN: Tensor) -> Tensor:
+    """Masks of latent steps -> [B, L], with real text bytes and every action token (an absent one has an embedding)."""
     kind, chunk = layout.modality_L.to(text_BN.device), layout.chunk_L.to(text_BN.device)
-    video_BN, audio_BN = layout.chunk_valid(batch.video.valid_BT), layout.chunk_valid(batch.audio.valid_BT)
+    video_BN, audio_BN = layout.chunk_valid(video_BT), layout.chunk_valid(audio_BT)
     valid_BL = torch.zeros(len(text_BN), layout.length, dtype=torch.bool, device=text_BN.device)
     valid_BL[:, kind == TEXT] = text_BN > 0
     valid_BL[:, kind == ACTION] = True
@@ -129,7 +142,9 @@ def layers_of(cfg: SelfFlowConfig, depth: int) -> tuple[int, int]:
     return max(1, round(cfg.student_layer * depth)), max(1, round(cfg.teacher_layer * depth))
 
 
-def self_flow_losses(student: Network, teacher: Network | None, batch: Draw, cfg: SelfFlowConfig, depth: int) -> Losses:
+def self_flow_losses(
+    student: Network, teacher: Network | None, batch: Draw, cfg: SelfFlowConfig, depth: int
+) -> Losses:
     """Denoise at two noise levels; predict the EMA teacher's view of the cleaner one (arXiv 2603.06507, eq. 4-7)."""
     student_layer, teacher_layer = layers_of(cfg, depth)
     aligned = cfg.rep == "ema" and teacher is not None
@@ -165,11 +180,17 @@ def self_flow_losses(student: Network, teacher: Network | None, batch: Draw, cfg
     return Losses(flow, counts - cosine, cosine.detach(), std.detach())
 
 
-def _flow_sum(batch: Draw, output: Tensor, x_t: Tensor, t: Tensor, modality: str, cfg: SelfFlowConfig) -> Tensor:
+def _flow_sum(
+    batch: Draw, output: Tensor, x_t: Tensor, t: Tensor, modality: str, cfg: SelfFlowConfig
+) -> Tensor:
     """Squared velocity error, mean over channels, summed over tokens under loss."""
     data, noise = (
-        (batch.video_BNVC, batch.video_noise) if modality == "video" else (batch.audio_BNTC, batch.audio_noise)
+        (batch.video_BNVC, batch.video_noise)
+        if modality == "video"
+        else (batch.audio_BNTC, batch.audio_noise)
     )
-    error = predicted_velocity(output, x_t, t, cfg.prediction) - velocity_target(data, noise, t, cfg.prediction)
+    error = predicted_velocity(output, x_t, t, cfg.prediction) - velocity_target(
+        data, noise, t, cfg.prediction
+    )
     # where, not a product: an absent clip must not bring NaN into the sum
     return torch.where(batch.loss_mask(modality), error.square().mean(-1), error.new_zeros(())).sum()

@@ -38,7 +38,9 @@ class RolloutSessions:
         layout = self.model.layout
         available = prefix.video.latents.shape[1] // layout.video_steps
         if not 1 <= prefix_chunks <= available:
-            raise ValueError(f"prefix of {prefix_chunks} chunks asked, clips have {available}; use 1 to {available}")
+            raise ValueError(
+                f"prefix of {prefix_chunks} chunks asked, clips have {available}; use 1 to {available}"
+            )
         if len(seeds) != prefix.num_clips:
             raise ValueError(f"{prefix.num_clips} sessions need as many seeds, got {len(seeds)}")
         self.prefix, self.prefix_chunks, self.seeds = prefix, prefix_chunks, seeds
@@ -101,7 +103,7 @@ def prefix_as_chunks(batch: LatentBatch, layout: Layout) -> list[Chunk]:
     video, audio = layout.pack_video(batch.video.latents), layout.pack_audio(batch.audio.latents)
     has_video, has_audio = layout.chunk_valid(batch.video.valid_BT), layout.chunk_valid(batch.audio.valid_BT)
     actions = layout.pack_actions(batch.actions_BFA * batch.actions_valid_BF[..., None])
-    actions_valid = layout.chunk_valid(batch.actions_valid_BF)
+    actions_valid = layout.pack_actions_valid(batch.actions_valid_BF)
     return [
         Chunk(video[:, k], audio[:, k], has_video[:, k], has_audio[:, k], actions[:, k], actions_valid[:, k])
         for k in range(layout.num_chunks)

@@ -23,7 +23,7 @@ CLIP_S = 1.0
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five bounces of 2 s (two clips each), a silent one, a sound, one shorter than a clip, two broken."""
+    """Five bounces of 2 s (two clips each), one without sound, one muted, a sound, a short, two broken."""
     folder = tmp_path_factory.mktemp("clips")
     episodes = [simulate(BounceSettings(), seed=seed, duration_s=2.0) for seed in range(len(GOOD))]
     for name, episode in zip(GOOD, episodes, strict=True):
@@ -34,6 +34,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     noise_N = 0.1 * np.random.default_rng(0).standard_normal(len(audio_N)).astype(np.float32)
     write_clip(folder / "no_picture.mp4", None, noise_N, fps=16, sample_rate=16000)
     write_clip(folder / "short.mp4", video_THWC[:10], audio_N[:10000], fps=16, sample_rate=16000)
+    write_clip(folder / "muted.mp4", video_THWC[::-2], 0 * audio_N[:16000], fps=16, sample_rate=16000)
     (folder / "broken.mp4").write_bytes(b"this is no film" * 99)
     (folder / "empty.mp4").write_bytes(b"")
     return folder

@@ -3,10 +3,12 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from avtok.mux import write_clip
 from ray_jobs.errors import UserError
 from ray_jobs.index import describe, index_sources
 from ray_jobs.manifest import SourceRow, read_sources
@@ -53,14 +55,10 @@ def test_folder_keeps_whole_media_and_quarantines_broken_ones(manifest, clip_fol
 
 def test_describe_counts_what_the_manifest_holds(manifest):
     about = describe(str(manifest))
-    assert (about["clips"], about["with_sound"], about["without_picture"], about["quarantined"]) == (
-        8,
-        7,
-        1,
-        2,
-    )
-    assert about["sizes"] == {"64x64": 7}
-    assert about["hours"] == pytest.approx((7 * 2.0 + 0.625) / 3600, rel=0.01)
+    assert (about["clips"], about["quarantined"]) == (9, 2)
+    assert (about["with_sound"], about["without_picture"]) == (7, 1)
+    assert about["sizes"] == {"64x64": 8}
+    assert about["hours"] == pytest.approx((7 * 2.0 + 1.0 + 0.625) / 3600, rel=0.01)
     assert sum(about["quarantine_by_reason"].values()) == 2
 
 
@@ -148,6 +146,12 @@ def test_user_error_names_every_source_that_cannot_be_read(tmp_path):
     assert "m.json" in syntax
     assert "s3://bucket/clips" in remote
     assert raised.value.exit_code == 2
+
+
+def test_a_silent_file_without_a_picture_is_quarantined(tmp_path):
+    write_clip(tmp_path / "hush.mp4", None, np.zeros(16000, np.float32), fps=16, sample_rate=16000)
+    with pytest.raises(UserError, match="only silence"):
+        index_sources([str(tmp_path)], out=str(tmp_path / "m.parquet"))
 
 
 def test_index_of_only_broken_files_is_a_user_error_with_reasons(tmp_path):

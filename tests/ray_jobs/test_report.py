@@ -75,10 +75,15 @@ def run_dir(tmp_path_factory) -> Path:
         rows.append({**row, "source": f"/data/clip_{index:03d}.mp4", "start_s": 0.5})
     (folder / "rollouts" / "rollouts.json").write_text(json.dumps(rows))
     write_truth(folder / "truth.parquet", truths)
-    steps = [
-        {"step": s, "loss": 2.0 / (s + 1), "loss_video": 1.0 / (s + 1), "loss_audio": 1.0 / (s + 1), "align_video": 0.5,
-         "align_audio": 0.4, "grad_norm": 1.0, "tokens_per_s": 2000.0, "stall_fraction": 0.02} for s in range(40)
-    ]  # fmt: skip
+    constant = {
+        "align_video": 0.5,
+        "align_audio": 0.4,
+        "grad_norm": 1.0,
+        "tokens_per_s": 2e3,
+        "stall_fraction": 0.02,
+    }
+    losses = ("loss", "loss_video", "loss_audio")
+    steps = [{"step": step, **dict.fromkeys(losses, 1 / (step + 1)), **constant} for step in range(40)]
     rows = [*steps, {"step": 40, "eval_video": 0.3, "eval_audio": 0.2}]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 4')
     quarantined = [{"sample_id": 7, "uri": "broken <7>.mp4", "reason": "no picture & no sound"}]
@@ -148,9 +153,11 @@ def test_report_says_what_was_quarantined_and_that_the_plan_adds_up(run_dir):
 
 def test_report_shows_curves_checks_and_facts(run_dir):
     html = write_report(run_dir, show=0).read_text("utf-8")
-    for words in ("Flow loss, video", "Flow loss, audio", "Self-Flow alignment", "Throughput", "Waiting for data",
-                  "held out, EMA", "Position error against horizon", "tracker on truth", "versions.torch",
-                  "worldmodel demo", "1 lines of metrics.jsonl could not be read"):  # fmt: skip
+    for words in (
+        *("Flow loss, video", "Flow loss, audio", "Self-Flow alignment", "Throughput", "Waiting for data"),
+        *("held out, EMA", "Position error against horizon", "tracker on truth", "versions.torch"),
+        *("worldmodel demo", "1 lines of metrics.jsonl could not be read"),
+    ):
         assert words in html, words
     assert "stand still" in html  # the verdict sees that the rollouts are frozen
 
@@ -158,8 +165,8 @@ def test_report_shows_curves_checks_and_facts(run_dir):
 def test_a_run_with_nothing_in_it_still_reports(tmp_path):
     html = write_report(tmp_path).read_text("utf-8")
     assert Page(html).open == []
-    for words in ("No checks were run", "metrics.jsonl is not in the run folder", "accounting.json is not",
-                  "No continued clips", "No run.json"):  # fmt: skip
+    missing = ("metrics.jsonl is not in the run folder", "accounting.json is not", "No run.json")
+    for words in ("No checks were run", "No continued clips", *missing):
         assert words in html, words
 
 
@@ -212,3 +219,18 @@ def test_the_verdict_claims_no_more_than_the_interval_allows(interval, words):
         "baselines": {"frozen_frame": 0.1},
     }
     assert words in verdict({"checks": {"position_error": check}, "position_error_025s_over_frozen": 0.4})
+
+
+def test_clips_of_sound_alone_are_checked_and_shown(tmp_path):
+    episode = simulate(BounceSettings(), seed=0, duration_s=2.0)
+    for name in ("truth", "rollout"):
+        write_clip(tmp_path / f"{name}.mp4", None, episode.audio_N, fps=FPS, sample_rate=RATE)
+    row = {"sample_id": 0, "truth": "truth.mp4", "rollout": "rollout.mp4", "prefix_s": 1.0}
+    (tmp_path / "rollouts").mkdir()
+    for name in ("truth.mp4", "rollout.mp4"):
+        shutil.move(tmp_path / name, tmp_path / "rollouts" / name)
+    (tmp_path / "rollouts" / "rollouts.json").write_text(json.dumps([row]))
+    checks = check_rollouts(tmp_path / "rollouts", out=tmp_path / "checks.json")["checks"]
+    assert "skipped" in checks["freeze"]
+    assert checks["loudness_drift"]["value"] == checks["loudness_drift"]["floor"]
+    assert len(Page(write_report(tmp_path).read_text("utf-8")).all("img")) == 2

@@ -13,6 +13,7 @@ from ray_jobs.errors import UserError
 from ray_jobs.index import index_sources
 from ray_jobs.plan import PADDING, make_plan
 from ray_jobs.stages import EncodeBatch, to_latent_batch
+from worldmodel.config import RunConfig
 
 
 def with_cache(cfg, folder):
@@ -53,11 +54,12 @@ def test_latents_are_those_of_the_decoded_cut_with_its_left_context(plan, cfg):
 
 def test_absent_modality_is_zeros_and_the_clip_stays_usable(plan, cfg):
     encode = EncodeBatch(plan, cfg)
-    silent = encode.encode(sample_of(plan, "no_sound.mp4"))
-    assert silent.reason == ""
-    assert silent.arrays["video_valid"].all()
-    assert not silent.arrays["audio_valid"].any()
-    assert not silent.arrays["audio"].any()
+    for name in ("no_sound.mp4", "muted.mp4"):  # a muted track would teach that the world is silent
+        silent = encode.encode(sample_of(plan, name))
+        assert silent.reason == ""
+        assert silent.arrays["video_valid"].all()
+        assert not silent.arrays["audio_valid"].any()
+        assert not silent.arrays["audio"].any()
     blind = encode.encode(sample_of(plan, "no_picture.mp4"))
     assert blind.reason == ""
     assert not blind.arrays["video_valid"].any()
@@ -198,7 +200,8 @@ def test_cache_name_follows_everything_that_the_latents_depend_on(plan, tmp_path
 
 
 @pytest.mark.media
-def test_real_and_awkward_clips_are_encoded_or_quarantined_and_never_raise(media, tmp_path, cfg):
+def test_real_and_awkward_clips_are_encoded_or_quarantined_and_never_raise(media, tmp_path):
+    cfg = RunConfig()
     index_sources(
         [str(media / "speech"), str(media / "derived"), str(media / "awkward")],
         out=str(tmp_path / "m.parquet"),
@@ -210,7 +213,7 @@ def test_real_and_awkward_clips_are_encoded_or_quarantined_and_never_raise(media
         usable = clip.arrays["video_valid"].any() or clip.arrays["audio_valid"].any()
         assert usable == (clip.reason == ""), plan.sample(i).uri
     speech = [clip for i, clip in clips.items() if "/speech/" in plan.sample(i).uri]
-    assert len(speech) > 20
+    assert len(speech) > 10
     assert all(clip.arrays["video_valid"].all() and clip.arrays["audio_valid"].all() for clip in speech)
 
 

@@ -23,7 +23,7 @@ RATE = 16000
 
 @pytest.fixture(scope="module")
 def episodes():
-    return [simulate(BounceSettings(), seed=seed, duration_s=2.0) for seed in range(24)]
+    return [simulate(BounceSettings(), seed=seed, duration_s=2.0) for seed in range(16)]
 
 
 def test_onsets_are_within_two_milliseconds_of_contacts(episodes):
@@ -76,7 +76,7 @@ def test_a_straight_or_lost_path_has_no_bounce():
     assert len(contacts_from_track(np.full((32, 2), np.nan), fps=16)) == 0
 
 
-@pytest.mark.parametrize("delay_ms", [-100, 0, 20, 80, 140, 200])
+@pytest.mark.parametrize("delay_ms", [-100, 0, 30, 200])
 def test_an_injected_delay_comes_back_within_ten_milliseconds(episodes, delay_ms):
     differences = []
     for episode in episodes:

@@ -18,7 +18,7 @@ FPS, RATE, GIVEN = 16, 16000, 16
 
 @pytest.fixture(scope="module")
 def truths() -> list[CheckClip]:
-    episodes = [simulate(BounceSettings(), seed=seed, duration_s=2.0) for seed in range(20)]
+    episodes = [simulate(BounceSettings(), seed=seed, duration_s=2.0) for seed in range(14)]
     return [
         CheckClip(e.video_THWC, e.audio_N, e.truth.contact_times_s, e.truth.positions_TK2[:, 0])
         for e in episodes
@@ -74,12 +74,13 @@ def test_another_episode_is_worse_than_the_truth_and_than_a_frozen_frame(truths)
     "transform", [lambda v: v[:, :, ::-1], lambda v: v[:, ::-1], lambda v: v.swapaxes(1, 2)]
 )
 def test_mirrored_or_transposed_pictures_are_far_off(truths, transform):
-    turned = [replace(clip, video_THWC=transform(clip.video_THWC)) for clip in truths]
-    near = check(turned, truths)["checks"]["position_error"]
+    few = truths[:6]
+    turned = [replace(clip, video_THWC=transform(clip.video_THWC)) for clip in few]
+    near = check(turned, few)["checks"]["position_error"]
     assert near["value"] > 100 * near["floor"]
 
 
-@pytest.mark.parametrize("delay_ms", [40, 120, 200])
+@pytest.mark.parametrize("delay_ms", [40, 200])
 def test_late_sound_costs_what_it_is_late(truths, delay_ms):
     shift = delay_ms * RATE // 1000
     late = [replace(c, audio_N=np.concatenate([np.zeros(shift, "f4"), c.audio_N[:-shift]])) for c in truths]
@@ -87,16 +88,18 @@ def test_late_sound_costs_what_it_is_late(truths, delay_ms):
     assert lag["signed_lag_ms"] == pytest.approx(delay_ms, abs=10)
     assert lag["value"] == pytest.approx(delay_ms, abs=10)
     assert lag["ci_low"] <= lag["value"] <= lag["ci_high"]
-    assert lag["value"] < lag["baselines"]["another_sound"] or delay_ms >= 120
+    assert lag["value"] < lag["baselines"]["another_sound"]
 
 
 def test_only_what_follows_the_prefix_is_judged(truths):
-    broken = [replace(c, video_THWC=np.concatenate([c.video_THWC[:8] * 0, c.video_THWC[8:]])) for c in truths]
-    assert check(broken, truths)["checks"]["position_error"]["score"] > 0.99
+    broken = [
+        replace(c, video_THWC=np.concatenate([c.video_THWC[:8] * 0, c.video_THWC[8:]])) for c in truths[:4]
+    ]
+    assert check(broken, truths[:4])["checks"]["position_error"]["score"] > 0.99
 
 
 def test_clips_without_truth_get_reasons_and_what_needs_none(truths):
-    real = [CheckClip(clip.video_THWC, clip.audio_N) for clip in truths]
+    real = [CheckClip(clip.video_THWC, clip.audio_N) for clip in truths[:4]]
     result = check(real, real)
     for name in ("position_error", "contact_sound_lag", "onset_f1"):
         assert "real clips have none" in result["checks"][name]["skipped"]
@@ -106,8 +109,8 @@ def test_clips_without_truth_get_reasons_and_what_needs_none(truths):
 
 
 def test_clips_without_sound_or_picture_are_reasons_not_crashes(truths):
-    mute = [replace(clip, audio_N=None) for clip in truths]
-    blind = [replace(clip, video_THWC=None) for clip in truths]
+    mute = [replace(clip, audio_N=None) for clip in truths[:6]]
+    blind = [replace(clip, video_THWC=None) for clip in truths[:6]]
     assert "skipped" in check(mute, mute)["checks"]["loudness_drift"]
     assert check(mute, mute)["checks"]["position_error"]["score"] == 1
     assert "skipped" in check(blind, blind)["checks"]["freeze"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from einops import rearrange
 
-# T frames, H rows, W columns, C colours, P pixel values of one frame.
+# T frames, H rows, W columns, C colours, P pixels of one frame.
 
 STILL_DIFFERENCE = 0.02  # of full scale, about 5 grey levels: more than what a codec does to a still picture
 BLACK_LEVEL = 0.02  # of full scale, brightest 1 %: dark worlds are not black ones
@@ -18,10 +18,8 @@ def still_frames(video_THWC: np.ndarray) -> np.ndarray:
     """
     if len(video_THWC) < 2:
         return np.zeros(0, dtype=bool)
-    change_TP = (
-        rearrange(np.abs(np.diff(video_THWC.astype(np.int16), axis=0)), "t h w c -> t (h w c)") / 255.0
-    )
-    return _brightest_percent(change_TP) < STILL_DIFFERENCE
+    change_THWC = np.abs(np.diff(video_THWC.astype(np.int16), axis=0))
+    return _brightest_percent(change_THWC) < STILL_DIFFERENCE
 
 
 def still_share(video_THWC: np.ndarray) -> float:
@@ -42,11 +40,11 @@ def black_share(video_THWC: np.ndarray) -> float:
     """Share of frames in which even the brightest 1 % is black."""
     if len(video_THWC) == 0:
         return float("nan")
-    return float(
-        (_brightest_percent(rearrange(video_THWC, "t h w c -> t (h w c)") / 255.0) < BLACK_LEVEL).mean()
-    )
+    return float((_brightest_percent(video_THWC) < BLACK_LEVEL).mean())
 
 
-def _brightest_percent(values_TP: np.ndarray) -> np.ndarray:
-    count = max(1, values_TP.shape[1] // 100)
-    return np.partition(values_TP, -count, axis=1)[:, -count:].mean(axis=1)
+def _brightest_percent(values_THWC: np.ndarray) -> np.ndarray:
+    """Mean of the largest 1 % of pixels of each frame, of full scale; a pixel is its largest colour."""
+    largest_TP = rearrange(values_THWC.max(axis=-1), "t h w -> t (h w)")
+    count = max(1, largest_TP.shape[1] // 100)
+    return np.partition(largest_TP, -count, axis=1)[:, -count:].mean(axis=1) / 255.0

@@ -33,12 +33,11 @@ def detect_onsets(audio_N: np.ndarray, *, sample_rate: int, floor_dbfs: float = 
     grid = np.arange(0, len(rise_N), hop)
     candidates = grid[rise_N[grid] > RISE_DB]
     times: list[float] = []
-    for index in candidates[
-        np.argsort(-rise_N[candidates], kind="stable")
-    ]:  # the steepest rise claims its surroundings
+    steepest_first = candidates[np.argsort(-rise_N[candidates], kind="stable")]
+    for index in steepest_first:  # each claims its surroundings
         low, high = max(0, index - window), min(len(rise_N), index + window + 1)
         step = (after_N - before_N)[low:high]
-        refined = low + int(np.flatnonzero(step >= 0.98 * step.max())[-1])  # a short click fits at many places
+        refined = low + int(np.flatnonzero(step >= 0.98 * step.max())[-1])  # a click fits at many places
         if all(abs(refined / sample_rate - time) >= SEPARATION_S for time in times):
             times.append(refined / sample_rate)
     return np.sort(np.array(times))

@@ -24,7 +24,9 @@ def rotary_angles(positions_L3: Tensor, head_dim: int) -> Tensor:
 
 
 def _frequencies(num: int, shortest: float, longest: float, device: torch.device) -> Tensor:
-    periods = torch.logspace(math.log10(shortest), math.log10(longest), num, device=device, dtype=torch.float32)
+    periods = torch.logspace(
+        math.log10(shortest), math.log10(longest), num, device=device, dtype=torch.float32
+    )
     return 2 * math.pi / periods
 
 

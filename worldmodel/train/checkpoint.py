@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from worldmodel.train.engine import TEACHER_PREFIX, Engine, slice_of_rank
 
 MODEL_FILE = "model.json"
+REMEDY = "resume from an older commit or restore the file"
 
 
 class CheckpointMismatch(ValueError):
-    """The checkpoint does not fit the model; the message names what differs."""
+    """The checkpoint does not fit the model or is damaged; the message names what differs or what is missing."""
 
 
 def shard_name(rank: int, world_size: int) -> str:
@@ -48,7 +49,22 @@ def write_checkpoint(folder: Path, engine: Engine, step: int, description: dict[
 
 
 def read_model_file(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / MODEL_FILE).read_text())
+    """Step, world size and shapes of a checkpoint. CheckpointMismatch when it is missing or no JSON."""
+    try:
+        return json.loads((folder / MODEL_FILE).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointMismatch(f"{folder / MODEL_FILE}: {_reason(error)}; {REMEDY}") from None
+
+
+def _open_shard(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointMismatch(f"{path}: {_reason(error)}; {REMEDY}") from None
+
+
+def _reason(error: Exception) -> str:
+    return "missing" if isinstance(error, FileNotFoundError) else f"damaged or cut short ({error})"
 
 
 class CheckpointReader:
@@ -58,11 +74,7 @@ class CheckpointReader:
         self.folder = folder
         self.model = read_model_file(folder)
         self.world_size = int(self.model["world_size"])
-        self.files = [
-            safe_open(str(folder / shard_name(rank, self.world_size)), framework="pt")
-            for rank in range(self.world_size)
-        ]
-        self.keys = set(self.files[0].keys())
+        self.files = [_open_shard(folder / shard_name(rank, self.world_size)) for rank in range(self.world_size)]
 
     def slice(self, kind: str, name: str, start: int, end: int) -> Tensor:
         """[start, end) of a flattened parameter, fp32."""
@@ -72,7 +84,11 @@ class CheckpointReader:
             low, high = slice_of_rank(numel, rank, self.world_size)
             first, last = max(start, low), min(end, high)
             if first < last:
-                pieces.append(file.get_slice(f"{kind}/{name}")[first - low : last - low])
+                try:
+                    pieces.append(file.get_slice(f"{kind}/{name}")[first - low : last - low])
+                except SafetensorError as error:
+                    shard = self.folder / shard_name(rank, self.world_size)
+                    raise CheckpointMismatch(f"{shard}: no {kind}/{name}: {error}; {REMEDY}") from None
         return torch.cat(pieces) if pieces else torch.empty(0)
 
     def whole(self, kind: str, name: str) -> Tensor:

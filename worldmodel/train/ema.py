@@ -57,5 +57,3 @@ def _check_alignment(name: str, student: nn.Parameter, teacher: nn.Parameter) ->
     s, t = student.ds_tensor, teacher.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
     if student.ds_shape != teacher.ds_shape or s.ds_numel != t.ds_numel:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(f"{name}: student shard {s.ds_numel} and teacher shard {t.ds_numel} do not line up")
-
-

@@ -86,7 +86,9 @@ class PlainEngine:
         student = build_student(cfg, layout).to(self.device)
         self.master = {n: p.detach().float().clone().requires_grad_() for n, p in student.named_parameters()}
         self.student = student.to(dtype)
-        self.teacher = build_student(cfg, layout).transformer.to(self.device, dtype).requires_grad_(False).eval()
+        self.teacher = (
+            build_student(cfg, layout).transformer.to(self.device, dtype).requires_grad_(False).eval()
+        )
         self.ema = {n: p.detach().clone() for n, p in self.master.items() if n.startswith(TEACHER_PREFIX)}
         self.optimizer = build_optimizer(self.master.values(), cfg.optim)
         self.clip_norm = cfg.optim.clip_norm
@@ -115,7 +117,9 @@ class PlainEngine:
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
-        torch._foreach_lerp_(list(self.ema.values()), [self.master[n].detach() for n in self.ema], 1.0 - decay)
+        torch._foreach_lerp_(
+            list(self.ema.values()), [self.master[n].detach() for n in self.ema], 1.0 - decay
+        )
         self._publish_teacher()
 
     def all_reduce(self, vector: Tensor) -> Tensor:
@@ -128,7 +132,10 @@ class PlainEngine:
             if not state:
                 state["step"] = torch.tensor(0.0)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
-            parts = {"weight": master.detach().view(-1), **{k: state[k].view(-1) for k in ("exp_avg", "exp_avg_sq")}}
+            parts = {
+                "weight": master.detach().view(-1),
+                **{k: state[k].view(-1) for k in ("exp_avg", "exp_avg_sq")},
+            }
             if name in self.ema:
                 parts["ema"] = self.ema[name].view(-1)
             found[name] = ParameterShard(tuple(master.shape), 0, parts)
@@ -158,10 +165,14 @@ class PlainEngine:
 class ZeroEngine:
     """DeepSpeed ZeRO-3 for student and teacher. The process group must exist (TorchTrainer makes it)."""
 
-    def __init__(self, cfg: RunConfig, layout: Layout, *, micro_batches: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self, cfg: RunConfig, layout: Layout, *, micro_batches: int, device: torch.device | None = None
+    ) -> None:
         """micro_batches: how many this rank runs a step. ValueError if the process group is missing."""
         if not dist.is_initialized():
-            raise ValueError("ZeroEngine needs torch.distributed to be initialised first; use PlainEngine for one process")
+            raise ValueError(
+                "ZeroEngine needs torch.distributed to be initialised first; use PlainEngine for one process"
+            )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = pick_device(cfg.train.device) if device is None else device
         deepspeed = _import_deepspeed(self.device)

@@ -62,13 +62,15 @@ def train(
     """Trains until `cfg.train.steps`. Each item of `stream` is this rank's micro-batches of one step, the same number
     on every rank. TrainingDiverged when a loss is not finite."""
     previous, previous_counts, previous_row = Signals(), torch.zeros(2), {}
+    committed = start_step or -1  # what is already stored is not stored twice: its folder would be overwritten
     clips_seen = clips_bad = 0.0
     for step in range(start_step, cfg.train.steps):
         began = time.perf_counter()
         batches = next(stream)
         wait_s = time.perf_counter() - began
         draws = [
-            draw(b.to(engine.device), layout, cfg.objective, SampleRandom(cfg.seed, b.epoch, _ids(b))) for b in batches
+            draw(b.to(engine.device), layout, cfg.objective, SampleRandom(cfg.seed, b.epoch, _ids(b)))
+            for b in batches
         ]
         previous.stop = float(hooks.should_stop())
         previous.clips = sum(float((b.sample_ids_B >= 0).sum()) for b in batches)
@@ -76,15 +78,15 @@ def train(
         previous.count_video, previous.count_audio = torch.stack([d.counts() for d in draws]).sum(0).tolist()
         total = Signals.from_tensor(engine.all_reduce(previous.to_tensor(engine.device)))
         if previous_row:
-            hooks.on_row(_finish_row(previous_row, total, previous_counts, cfg, engine))
-        if total.not_finite:
-            raise TrainingDiverged(f"the loss of step {step - 1} is not finite; lower optim.lr (now {cfg.optim.lr})")
+            _report(previous_row, total, previous_counts, cfg, engine, hooks)
         if total.stop:
-            hooks.commit(step)
+            if step != committed:
+                hooks.commit(step)
             return Outcome("stopped", step)
         clips_seen, clips_bad = clips_seen + total.clips, clips_bad + total.quarantined
         if clips_seen >= enough_clips and clips_bad > cfg.data.max_quarantine_rate * clips_seen:
-            hooks.commit(step)
+            if step != committed:
+                hooks.commit(step)
             reason = (
                 f"{clips_bad:.0f} of {clips_seen:.0f} clips could not be used, more than "
                 f"data.max_quarantine_rate={cfg.data.max_quarantine_rate}"
@@ -96,7 +98,7 @@ def train(
         for one in draws:
             losses = self_flow_losses(engine.student, engine.teacher, one, cfg.objective, cfg.model.depth)
             engine.backward(losses.objective(total.counts(), cfg.objective))
-            signals.add_losses(losses)
+            signals.add_losses(losses, one)
         norm = engine.step(rate)
         engine.update_ema(ema_decay(step, cfg.optim.ema_target))
         for batch in batches:
@@ -107,15 +109,16 @@ def train(
         previous, previous_counts = signals, total.counts()
         previous_row = {"step": step, "grad_norm": norm, "learning_rate": rate}
         done = step + 1
-        if done == cfg.train.steps:
+        commit_now = done % cfg.train.checkpoint_every == 0 or done == cfg.train.steps
+        if commit_now:  # weights that are not finite must not be committed, so the flag cannot wait for the next step
             total = Signals.from_tensor(engine.all_reduce(signals.to_tensor(engine.device)))
-            hooks.on_row(_finish_row(previous_row, total, previous_counts, cfg, engine))
-            if total.not_finite:
-                raise TrainingDiverged(f"the loss of step {step} is not finite; lower optim.lr (now {cfg.optim.lr})")
+            _report(previous_row, total, previous_counts, cfg, engine, hooks)
+            previous, previous_row = Signals(), {}
         if hooks.evaluation and (done % cfg.train.evaluate_every == 0 or done == cfg.train.steps):
             hooks.on_row({"step": done, **evaluate(engine, hooks.evaluation(), cfg, layout)})
-        if done % cfg.train.checkpoint_every == 0 or done == cfg.train.steps:
+        if commit_now:
             hooks.commit(done)
+            committed = done
     return Outcome("finished", cfg.train.steps)
 
 
@@ -153,10 +156,12 @@ def _ids(batch: LatentBatch) -> tuple[int, ...]:
     return tuple(batch.sample_ids_B.tolist())
 
 
-def _finish_row(
-    row: dict[str, float], total: Signals, counts: Tensor, cfg: RunConfig, engine: Engine
-) -> dict[str, float]:
-    means = step_row(
-        int(row["step"]), total, counts, align_weight=cfg.objective.align_weight, world_size=engine.world_size
-    )
-    return {**means, **row}
+def _report(
+    row: dict[str, float], total: Signals, counts: Tensor, cfg: RunConfig, engine: Engine, hooks: Hooks
+) -> None:
+    """Hands out the row of a finished step. TrainingDiverged when its loss was not finite."""
+    step = int(row["step"])
+    means = step_row(step, total, counts, align_weight=cfg.objective.align_weight, world_size=engine.world_size)
+    hooks.on_row({**means, **row})
+    if total.not_finite:
+        raise TrainingDiverged(f"the loss of step {step} is not finite; lower optim.lr (now {cfg.optim.lr})")

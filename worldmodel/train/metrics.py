@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from worldmodel.self_flow import LEARNED, Losses
+from worldmodel.self_flow import LEARNED, Draw, Losses
 
 
 @dataclass
@@ -31,6 +31,10 @@ class Signals:
     cosine_audio: float = 0.0
     std_video: float = 0.0
     std_audio: float = 0.0
+    masked_video: float = 0.0
+    masked_audio: float = 0.0
+    gap_video: float = 0.0
+    gap_audio: float = 0.0
     wait_s: float = 0.0
     step_s: float = 0.0
 
@@ -44,18 +48,22 @@ class Signals:
     def counts(self) -> Tensor:
         return torch.tensor([self.count_video, self.count_audio], dtype=torch.float64)
 
-    def add_losses(self, losses: Losses) -> None:
+    def add_losses(self, losses: Losses, batch: Draw) -> None:
         for part, values in (
             ("flow", losses.flow),
             ("align", losses.align),
             ("cosine", losses.cosine),
             ("std", losses.target_std),
+            ("masked", batch.masked_counts()),
+            ("gap", batch.level_gaps()),
         ):
             for modality, value in zip(LEARNED, values.tolist(), strict=True):
                 setattr(self, f"{part}_{modality}", getattr(self, f"{part}_{modality}") + value)
 
 
-def step_row(step: int, signals: Signals, counts: Tensor, *, align_weight: float, world_size: int) -> dict[str, float]:
+def step_row(
+    step: int, signals: Signals, counts: Tensor, *, align_weight: float, world_size: int
+) -> dict[str, float]:
     """One row of metrics.jsonl: means over the tokens under loss of all ranks."""
     row: dict[str, float] = {"step": step}
     total = 0.0
@@ -69,6 +77,9 @@ def step_row(step: int, signals: Signals, counts: Tensor, *, align_weight: float
         row[f"align_{modality}"] = align
         row[f"cosine_{modality}"] = getattr(signals, f"cosine_{modality}") / count
         row[f"teacher_std_{modality}"] = getattr(signals, f"std_{modality}") / count
+        row[f"tokens_{modality}"] = count
+        row[f"mask_share_{modality}"] = getattr(signals, f"masked_{modality}") / count
+        row[f"level_gap_{modality}"] = getattr(signals, f"gap_{modality}") / count
     row["loss"] = total
     step_s = signals.step_s / world_size
     row["step_s"] = step_s

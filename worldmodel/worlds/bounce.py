@@ -58,8 +58,8 @@ class BounceSettings:
 class Episode:
     """One rendered clip: video_THWC uint8 RGB, audio_N float32 mono in [-1, 1], and what truly happened."""
 
-    video_THWC: np.ndarray  # noqa: N815 (a shape suffix)
-    audio_N: np.ndarray  # noqa: N815
+    video_THWC: np.ndarray
+    audio_N: np.ndarray
     truth: Truth
 
 

@@ -51,7 +51,7 @@ class Utterance:
 
     text: str
     voice: str
-    audio_N: np.ndarray  # noqa: N815 (a shape suffix)
+    audio_N: np.ndarray
     sample_rate: int
     words: tuple[SpeechEvent, ...]
     phonemes: tuple[SpeechEvent, ...]

@@ -37,9 +37,9 @@ class Truth:
     duration_s: float
     material: str
     caption: str
-    radius_K: np.ndarray  # noqa: N815 (a shape suffix)
-    positions_TK2: np.ndarray  # noqa: N815
-    velocities_TK2: np.ndarray  # noqa: N815
+    radius_K: np.ndarray
+    positions_TK2: np.ndarray
+    velocities_TK2: np.ndarray
     contacts: tuple[Contact, ...]
     clip: str = ""
 

@@ -1,0 +1,387 @@
+"""The `worldmodel` command. Each subcommand imports only what it needs, so that --help and mistakes are quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ray_jobs.errors import UserError
+from worldmodel.load_config import ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train joint audio-video world models on Ray, continue clips, and check that they behave like a world.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Describe data.")
+tokenizer_app = typer.Typer(no_args_is_help=True, help="Make and measure codecs.")
+app.add_typer(data_app, name="data")
+app.add_typer(tokenizer_app, name="tokenizer")
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="override a setting: a.b=value; may be repeated")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join; default: RAY_ADDRESS, else a local one")
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="run folder")] = Path("runs/demo"),
+    world: Annotated[str, typer.Option(help="embedded world")] = "bounce_one",
+    clips: Annotated[int, typer.Option(help="clips to render")] = 320,
+    overrides: Set = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """The whole job on the embedded world: render, index, stream, train, roll out, check, report."""
+    from ray_jobs.demo import run_demo
+    from ray_jobs.progress import ProgressDisplay
+
+    out = out.resolve()
+    with ProgressDisplay() as display:
+        display("start", {})
+        result = run_demo(
+            out=out,
+            world=world,
+            clips=clips,
+            overrides=overrides or [],
+            command=_command(),
+            say=display,
+            address=address,
+        )
+    summary = {
+        "run": str(result.run),
+        "report": str(result.report),
+        "status": result.status,
+        "wall_s": round(result.wall_s, 1),
+        "startup_s": round(result.startup_s, 1),
+        "position_error_025s_over_frozen": result.checks.get("position_error_025s_over_frozen"),
+    }
+    _print(summary, as_json, _stopped(result.status, "worldmodel demo") or f"report: {result.report}")
+
+
+@app.command()
+def render(
+    world: Annotated[str, typer.Argument(help="embedded world, such as bounce_one")],
+    out: Annotated[Path, typer.Option(help="folder for the clips")],
+    clips: Annotated[int, typer.Option(help="number of clips")] = 64,
+    seconds: Annotated[float, typer.Option(help="length of a clip")] = 2.0,
+    seed: int = 0,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Embedded world -> .mp4 clips and exact truth, as Ray tasks."""
+    from ray_jobs.cluster import connect
+    from ray_jobs.progress import ProgressDisplay
+    from ray_jobs.render import render as render_clips
+
+    connect(address)
+    with ProgressDisplay() as display:
+        manifest = render_clips(
+            world,
+            clips=clips,
+            out=str(out),
+            seed=seed,
+            duration_s=seconds,
+            progress=lambda done, total: display("render", {"done": done, "total": total}),
+        )
+    _print({"manifest": manifest, "clips": clips}, as_json, f"{clips} clips: {manifest}")
+
+
+@app.command()
+def index(
+    sources: Annotated[list[str], typer.Argument(help="folders, CSV, JSON, JSONL or Parquet")],
+    out: Annotated[Path, typer.Option(help="Parquet manifest to write")],
+    as_json: Json = False,
+) -> None:
+    """Probe media, read captions, write a manifest and a quarantine list."""
+    from ray_jobs.index import index_sources
+    from ray_jobs.progress import ProgressDisplay
+
+    with ProgressDisplay() as display:
+        result = index_sources(
+            sources,
+            out=str(out),
+            progress=lambda done, total: display("index", {"done": done, "total": total}),
+        )
+    lines = [f"{result.kept} clips: {result.manifest}", *result.warnings]
+    lines += [f"quarantined: {row['uri']}: {row['reason']}" for row in result.quarantined]
+    _print(
+        {
+            "manifest": result.manifest,
+            "kept": result.kept,
+            "quarantined": result.quarantined,
+            "warnings": result.warnings,
+        },
+        as_json,
+        "\n".join(lines),
+    )
+
+
+@data_app.command("stats")
+def data_stats(manifest: str, as_json: Json = False) -> None:
+    """Clips, hours, sound, sizes and what was quarantined."""
+    from ray_jobs.index import describe
+
+    facts = describe(manifest)
+    _print(facts, as_json, "\n".join(f"{key}: {value}" for key, value in facts.items()))
+
+
+@app.command()
+def tokenize(
+    config: Annotated[Path, typer.Argument(help="YAML of the run")],
+    overrides: Set = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Fill the latent cache (data.cache) ahead of training."""
+    from ray_jobs.cluster import connect
+    from ray_jobs.progress import ProgressDisplay
+    from ray_jobs.tokenize import tokenize as fill
+    from ray_jobs.train import prepare
+    from worldmodel.load_config import load_config
+
+    cfg = load_config(config, overrides)
+    connect(address)
+    _, plan, _ = prepare(cfg, _command())
+    with ProgressDisplay() as display:
+        counts = fill(cfg, plan, lambda done, total: display("tokenize", {"done": done, "total": total}))
+    _print(
+        counts, as_json, ", ".join(f"{k} {len(v) if isinstance(v, list) else v}" for k, v in counts.items())
+    )
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    sources: Annotated[
+        list[str], typer.Argument(help="folders or manifests of clips; embedded worlds by name")
+    ],
+    out: Annotated[Path, typer.Option(help="folder of the codec")],
+    components: int = 48,
+    fps: int = 16,
+    size: Annotated[int, typer.Option(help="height and width in pixels")] = 64,
+    clips: Annotated[int, typer.Option(help="clips to render of each embedded world")] = 32,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit the picture codec (principal components of 4x8x8 patches)."""
+    from ray_jobs.tokenizer_train import train_video_codec
+
+    facts = train_video_codec(
+        sources, out=out, components=components, fps=fps, size_px=size, clips=clips, seed=seed
+    )
+    _print(facts, as_json, f"{facts['codec']}: {facts['clips']} clips")
+
+
+@tokenizer_app.command("eval")
+def tokenizer_eval(
+    video: str = "pca-4x8x8-48",
+    audio: str = "logmel-64",
+    media: Annotated[str | None, typer.Option(help="folder of real clips")] = None,
+    sentences: Annotated[int, typer.Option(help="synthetic sentences for the word error rate")] = 40,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """PSNR, onset error, word error rate before and after, speed."""
+    from ray_jobs.tokenizer_eval import evaluate_codecs
+
+    figures = evaluate_codecs(video, audio, media=media, sentences=sentences, seed=seed)
+    _print(figures, as_json, "\n".join(f"{key}: {_short(value)}" for key, value in figures.items()))
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML of the run")],
+    overrides: Set = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """The training job, with rollouts, checks and report at its end. The same command resumes."""
+    from ray_jobs.cluster import connect
+    from ray_jobs.progress import ProgressDisplay
+    from ray_jobs.train_and_report import train_and_report
+    from worldmodel.load_config import load_config
+
+    cfg = load_config(config, overrides)
+    with ProgressDisplay() as display:
+        display("start", {})
+        connect(address)
+        trained, report = train_and_report(cfg, command=_command(), say=display)
+    summary = {"run": str(trained.run), "status": trained.status, "step": trained.step, "report": str(report)}
+    _print(summary, as_json, _stopped(trained.status, f"worldmodel train {config}") or f"report: {report}")
+
+
+@app.command()
+def rollout(
+    model: Annotated[str, typer.Argument(help="exported folder or run")],
+    prompts: Annotated[str, typer.Option(help="folder or manifest of clips to continue")],
+    out: Annotated[Path, typer.Option(help="folder for the rollouts")],
+    seconds: Annotated[float, typer.Option(help="length of the continuation")] = 1.0,
+    prefix: Annotated[float, typer.Option(help="seconds of each clip that are given")] = 1.0,
+    steps: Annotated[int, typer.Option(help="ODE steps a chunk")] = 8,
+    actors: int = 2,
+    seed: int = 0,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Rollout actors continue clips chunk by chunk."""
+    from ray_jobs.cluster import connect
+    from ray_jobs.export import find_model, load_exported
+    from ray_jobs.progress import ProgressDisplay
+    from ray_jobs.rollout import prompts_from, run_rollouts
+    from worldmodel.config import RolloutConfig
+
+    folder = find_model(model)
+    cfg = load_exported(folder).cfg
+    settings = RolloutConfig(prefix_s=prefix, seconds=seconds, steps=steps, actors=actors)
+    connect(address)
+    plan = prompts_from(prompts, cfg, settings)
+    with ProgressDisplay() as display:
+        rows = run_rollouts(
+            folder,
+            plan,
+            list(range(plan.num_samples)),
+            out=out.resolve(),
+            rollout=settings,
+            seed=seed,
+            progress=lambda done, total: display("rollout", {"done": done, "total": total}),
+        )
+    _print({"out": str(out), "rollouts": rows}, as_json, f"{len(rows)} rollouts: {out}")
+
+
+@app.command()
+def check(
+    rollouts: Annotated[Path, typer.Argument(help="folder with rollouts.json")],
+    truth: Annotated[str | None, typer.Option(help="truth.parquet of `worldmodel render`")] = None,
+    out: Annotated[Path, typer.Option(help="where to write")] = Path("checks.json"),
+    as_json: Json = False,
+) -> None:
+    """World-simulation checks with floors, baselines and intervals."""
+    from ray_jobs.check import check_rollouts
+
+    checks = check_rollouts(rollouts, truth=truth, out=out)
+    lines = [
+        f"{name}: skipped: {found['skipped']}"
+        if "skipped" in found
+        else f"{name}: {_short(found['value'])} {found['unit']} (floor {_short(found['floor'])})"
+        for name, found in checks["checks"].items()
+    ]
+    _print(checks, as_json, "\n".join(lines))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    as_json: Json = False,
+) -> None:
+    """Checkpoint -> Hugging Face folder."""
+    from ray_jobs.export import export_run
+
+    export_run(run, out)
+    _print({"model": str(out)}, as_json, str(out))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    kind: Annotated[str, typer.Argument(help="train, render, rollout, tokenize or demo")],
+    address: Annotated[str, typer.Option(help="dashboard of the cluster, such as http://127.0.0.1:8265")],
+    wait: Annotated[bool, typer.Option(help="follow the job to its end")] = True,
+    as_json: Json = False,
+) -> None:
+    """Run a subcommand as a Ray job on a cluster; what follows goes to it as it stands."""
+    from ray_jobs.submit import submit as submit_job
+
+    result = submit_job(
+        kind,
+        context.args,
+        address=address,
+        wait=wait,
+        on_line=lambda line: typer.echo(line, err=True, nl=False),
+    )
+    _print({"job": result.job_id, "status": result.status}, as_json, f"{result.job_id}: {result.status}")
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="YAML of a run to check the machine against")] = None,
+    overrides: Set = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Versions, CPUs, memory, storage and codecs: what would stop a job, before it starts."""
+    from ray_jobs.doctor import diagnose
+    from worldmodel.load_config import load_config
+
+    findings = diagnose(load_config(config, overrides) if config else None, address)
+    lines = [
+        f"{'ok  ' if f.ok else 'FAIL'} {f.name}: {f.found}{'' if f.ok else f' -> {f.advice}'}"
+        for f in findings
+    ]
+    _print([f.__dict__ for f in findings], as_json, "\n".join(lines))
+    if not all(f.ok for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="benchmark, see benchmarks/")],
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="the same path in under a minute beyond Ray's start")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure one claim and file the result under benchmarks/results/."""
+    from ray_jobs.bench import run_benchmark
+
+    result = run_benchmark(name, smoke=smoke)
+    _print(result, as_json, "\n".join(f"{key}: {_short(value)}" for key, value in result["figures"].items()))
+
+
+def main() -> None:
+    """Exit 2 for what the user gave, 1 for what broke; no tracebacks for either."""
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    try:
+        app()
+    except ConfigError as error:
+        _complain(error.problems)
+        sys.exit(2)
+    except UserError as error:
+        _complain(error.lines)
+        sys.exit(error.exit_code)
+
+
+def _complain(lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(line, err=True)
+
+
+def _command() -> str:
+    return shlex.join(["worldmodel", *sys.argv[1:]])
+
+
+def _print(found: Any, as_json: bool, text: str) -> None:
+    typer.echo(json.dumps(found, default=str) if as_json else text)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _stopped(status: str, command: str) -> str:
+    return f"stopped and committed; resume with the same command: {command}" if status == "stopped" else ""
+
+
+if __name__ == "__main__":
+    main()
