@@ -18,15 +18,20 @@ class News:
     failures: list[str] = field(default_factory=list)
 
 
-@ray.remote(num_cpus=0)
 class Board:
-    def __init__(self) -> None:
+    """An actor of the driver's; see `start_board`."""
+
+    def __init__(self, attempts: int) -> None:
+        """attempts: worker groups of earlier starts of the run; theirs are numbers that are taken."""
         self.news = News()
         self.stop = False
-        self.attempts = 0
+        self.given_up = False
+        self.attempts = attempts
 
     def new_attempt(self) -> int:
-        """A worker group starts; its number keeps folder names apart."""
+        """A worker group starts; its number keeps folder names apart. 0: the job has ended, do not start."""
+        if self.given_up:
+            return 0
         self.attempts += 1
         self.news.attempt = self.attempts
         return self.attempts
@@ -46,10 +51,19 @@ class Board:
         self.news.failures.append(message)
 
     def ended(self, outcome: dict[str, Any]) -> None:
-        self.news.outcome = outcome
+        """The first word counts: after a failure other ranks and restarts only meet its consequences."""
+        if not self.given_up:
+            self.news.outcome = outcome
+        self.given_up = outcome["status"] == "failed"
 
     def collect(self) -> News:
         """Everything since the last call."""
         collected = self.news
         self.news = News(attempt=collected.attempt)
         return collected
+
+
+def start_board(attempts: int) -> Any:
+    """A handle to a new Board actor, which takes no CPU."""
+    actor: Any = ray.remote(num_cpus=0)(Board)
+    return actor.remote(attempts)

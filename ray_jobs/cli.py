@@ -1,4 +1,5 @@
-"""The `worldmodel` command. Each subcommand imports only what it needs, so that --help and mistakes are quick."""
+"""The `worldmodel` command. Each subcommand imports only what it needs, so that --help and mistakes are
+quick."""
 
 from __future__ import annotations
 
@@ -11,14 +12,16 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_jobs.errors import UserError
+from ray_jobs.errors import DISK_FULL, UserError, is_disk_full
 from worldmodel.load_config import ConfigError
+
+INTERRUPTED = 130  # 128 + SIGINT
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train joint audio-video world models on Ray, continue clips, and check that they behave like a world.",
+    help="Train joint audio-video world models on Ray, continue clips, check that they behave like a world.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Describe data.")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Make and measure codecs.")
@@ -67,7 +70,8 @@ def demo(
         "startup_s": round(result.startup_s, 1),
         "position_error_025s_over_frozen": result.checks.get("position_error_025s_over_frozen"),
     }
-    _print(summary, as_json, _stopped(result.status, "worldmodel demo") or f"report: {result.report}")
+    _print(summary, as_json, f"report: {result.report}")
+    _exit_if_stopped(result.status)
 
 
 @app.command()
@@ -145,13 +149,15 @@ def tokenize(
     as_json: Json = False,
 ) -> None:
     """Fill the latent cache (data.cache) ahead of training."""
-    from ray_jobs.cluster import connect
-    from ray_jobs.progress import ProgressDisplay
-    from ray_jobs.tokenize import tokenize as fill
-    from ray_jobs.train import prepare
     from worldmodel.load_config import load_config
 
     cfg = load_config(config, overrides)
+    from ray_jobs.cluster import connect
+    from ray_jobs.progress import ProgressDisplay
+    from ray_jobs.tokenize import tokenize as fill
+    from ray_jobs.train import check_given, prepare
+
+    check_given(cfg)
     connect(address)
     _, plan, _ = prepare(cfg, _command())
     with ProgressDisplay() as display:
@@ -207,18 +213,22 @@ def train(
     as_json: Json = False,
 ) -> None:
     """The training job, with rollouts, checks and report at its end. The same command resumes."""
-    from ray_jobs.cluster import connect
-    from ray_jobs.progress import ProgressDisplay
-    from ray_jobs.train_and_report import train_and_report
     from worldmodel.load_config import load_config
 
-    cfg = load_config(config, overrides)
+    cfg = load_config(config, overrides)  # before the imports that cost seconds
+    from ray_jobs.cluster import connect
+    from ray_jobs.progress import ProgressDisplay
+    from ray_jobs.train import check_given
+    from ray_jobs.train_and_report import train_and_report
+
+    check_given(cfg)
     with ProgressDisplay() as display:
         display("start", {})
         connect(address)
         trained, report = train_and_report(cfg, command=_command(), say=display)
     summary = {"run": str(trained.run), "status": trained.status, "step": trained.step, "report": str(report)}
-    _print(summary, as_json, _stopped(trained.status, f"worldmodel train {config}") or f"report: {report}")
+    _print(summary, as_json, f"report: {report}")
+    _exit_if_stopped(trained.status)
 
 
 @app.command()
@@ -350,7 +360,7 @@ def bench(
 
 
 def main() -> None:
-    """Exit 2 for what the user gave, 1 for what broke; no tracebacks for either."""
+    """Exit 2 for what the user gave, 1 for what broke, 130 after Ctrl-C; no tracebacks for any."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
         app()
@@ -360,6 +370,11 @@ def main() -> None:
     except UserError as error:
         _complain(error.lines)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        _complain([f"{error.filename or 'writing'}: {DISK_FULL}"])
+        sys.exit(1)
 
 
 def _complain(lines: list[str]) -> None:
@@ -379,8 +394,11 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _stopped(status: str, command: str) -> str:
-    return f"stopped and committed; resume with the same command: {command}" if status == "stopped" else ""
+def _exit_if_stopped(status: str) -> None:
+    """130, as of any program that Ctrl-C ends, so that no script takes a half-trained model for a whole one."""
+    if status == "stopped":
+        typer.echo(f"stopped and committed; resume with the same command: {_command()}", err=True)
+        raise typer.Exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
+from collections.abc import Mapping
 
 import psutil
 
 from ray_jobs.errors import UserError
 from worldmodel.config import RunConfig
 
-# Decoding, rendering and training take turns on a small machine: with one logical CPU per core the stream would
-# wait for CPUs that training holds.
+# Decoding, rendering and training take turns on a small machine: with one logical CPU per core the stream
+# would wait for CPUs that training holds.
 LOCAL_CPUS = 8
 OBJECT_STORE_BYTES = 512 << 20  # latents are small; a larger store only costs shared memory
+CONNECT_TIMEOUT_S = 5.0
+TOKEN_ADVICE = "set RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token of the machine that runs the head"
 QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -25,7 +29,8 @@ QUIET = {
 
 
 def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
-    """Joins the cluster at `address` (or of RAY_ADDRESS), else starts a local one. Does nothing when connected."""
+    """Joins the cluster at `address` (or of RAY_ADDRESS, which is set inside a job), else starts a local one.
+    Does nothing when connected. UserError when no cluster answers."""
     os.environ.update({k: os.environ.get(k, v) for k, v in QUIET.items()})
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     import ray
@@ -36,20 +41,11 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
     from ray_jobs.runtime_env import runtime_env
 
     if address:
-        try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env=runtime_env(local=False),
-            )
-        except ConnectionError as error:
-            raise UserError(
-                f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]})"
-            ) from None
+        _join(address)
         return
     ray.init(
-        num_cpus=num_cpus or max(LOCAL_CPUS, psutil.cpu_count() or 1),
+        address="local",  # without it Ray joins whatever cluster was started last on this machine
+        num_cpus=num_cpus or local_cpus(),
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
@@ -58,24 +54,84 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
     )
 
 
+def _join(address: str) -> None:
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    from ray_jobs.runtime_env import runtime_env
+
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"--address {address}: jobs are sent there, and nothing else; use `worldmodel submit` with it, "
+            "or give the cluster's own address (host:6379, as `ray start` prints it)"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    # Ray itself would try for two minutes and then end the process
+    if port.isdigit() and (problem := no_answer(host, int(port))):
+        raise UserError(
+            f"--address {address}: no Ray cluster answers ({problem}); start one with `ray start --head`"
+        )
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=runtime_env(local=False),
+        )
+    except ConnectionError as error:
+        raise UserError(
+            f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]})"
+        ) from None
+    except AuthenticationError:
+        raise UserError(
+            f"--address {address}: the cluster asks for a token and refused ours; {TOKEN_ADVICE}"
+        ) from None
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise UserError(
+            f"--address {address}: {' '.join(str(error).split())}; install the same here"
+        ) from None
+
+
+def no_answer(host: str, port: int) -> str:
+    """Why nothing listens there; empty when something does."""
+    try:
+        socket.create_connection((host.strip("[]"), port), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def local_cpus() -> int:
+    """Logical CPUs of a local cluster."""
+    return max(LOCAL_CPUS, psutil.cpu_count() or 1)
+
+
 def check_fits(cfg: RunConfig) -> None:
     """UserError when the cluster has too few CPUs or GPUs for the training job and its stream."""
     import ray
 
+    if problem := fit_problem(cfg, ray.cluster_resources()):
+        raise UserError(problem)
+
+
+def fit_problem(cfg: RunConfig, have: Mapping[str, float]) -> str:
+    """Which resource is too small for the training job and its stream, and what to do; empty when none is."""
     from ray_jobs.dataset import CPUS_PER_ACTOR
 
-    have = ray.cluster_resources()
     per_worker = 1 + cfg.data.decode_actors * CPUS_PER_ACTOR
     needed = cfg.train.workers * per_worker
     if have.get("CPU", 0) < needed:
         most = int(have.get("CPU", 0) // per_worker)
         hint = f"use train.workers={most}" if most else "start Ray with more CPUs (ray start --num-cpus)"
-        raise UserError(
-            f"too few CPUs: train.workers={cfg.train.workers} with data.decode_actors={cfg.data.decode_actors} needs "
-            f"{needed:g}, the cluster has {have.get('CPU', 0):g}; {hint}"
+        return (
+            f"too few CPUs: train.workers={cfg.train.workers} with "
+            f"data.decode_actors={cfg.data.decode_actors} needs {needed:g}, the cluster has {have.get('CPU', 0):g}; {hint}"
         )
     if cfg.train.device == "cuda" and have.get("GPU", 0) < cfg.train.workers:
-        raise UserError(
+        return (
             f"too few GPUs: train.workers={cfg.train.workers}, the cluster has {have.get('GPU', 0):g}; "
             f"use train.device=cpu or fewer workers"
         )
+    return ""

@@ -38,9 +38,14 @@ def run_demo(
 ) -> DemoResult:
     """Runs configs/demo.yaml on freshly rendered clips. The same call takes up what is there already."""
     began = time.monotonic()
-    cfg = load_config(DEMO_CONFIG, [f"name={out.name}", f"storage={out.parent}", *overrides])
     source = out / "clips" / "manifest.jsonl"
-    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"manifest": str(source)})})
+    places = [
+        f"name={out.name}",
+        f"storage={out.parent}",
+        f"data.manifest={source}",
+        f"data.cache={out / 'cache'}",
+    ]
+    cfg = load_config(DEMO_CONFIG, [*places, *overrides])
     connect(address)
     if not source.exists():  # written last: a folder with a manifest is complete
         say("render", {})

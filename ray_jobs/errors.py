@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -22,3 +25,22 @@ class JobError(UserError):
     """Something broke while the job ran. Exit 1."""
 
     exit_code: ClassVar[int] = 1
+
+
+DISK_FULL = "the disk is full; make space and start the same command again"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Also of libraries that only put it in words, such as safetensors."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+@contextmanager
+def disk_full_is_an_error(place: object) -> Iterator[None]:
+    """JobError when what is written inside does not fit; other errors pass."""
+    try:
+        yield
+    except Exception as error:  # whatever library wrote
+        if is_disk_full(error):
+            raise JobError(f"{place}: {DISK_FULL}") from None
+        raise

@@ -42,7 +42,8 @@ class LoadedModel:
 
 
 def find_model(name: str) -> Path:
-    """Folder of an exported model: given itself, or the run that holds it. UserError names what is missing."""
+    """Folder of an exported model: given itself, or the run that holds it. UserError names what is
+    missing."""
     for folder in (Path(name), Path(name) / "export", Path("runs") / name / "export"):
         if (folder / INDEX_FILE).is_file():
             return folder

@@ -141,9 +141,7 @@ def describe(manifest: str) -> dict[str, Any]:
         ["start_s", "end_s", "has_video", "has_sound", "width", "height", "caption"]
     ).to_pylist()
     sizes = Counter(f"{row['width']}x{row['height']}" for row in rows if row["has_video"])
-    rejected = _quarantine_file(manifest)
-    lines = rejected.read_text("utf-8").splitlines() if rejected.is_file() else []
-    bad = [json.loads(line) for line in lines]
+    bad = read_left_out(manifest)
     return {
         "clips": len(rows),
         "files": len(set(table["uri"].to_pylist())),
@@ -155,6 +153,13 @@ def describe(manifest: str) -> dict[str, Any]:
         "quarantined": len(bad),
         "quarantine_by_reason": dict(Counter(_kind(row) for row in bad).most_common()),
     }
+
+
+def read_left_out(manifest: str) -> list[dict[str, str]]:
+    """{uri, reason} of every file that did not come into the manifest."""
+    rejected = _quarantine_file(manifest)
+    lines = rejected.read_text("utf-8").splitlines() if rejected.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 def read_manifest(manifest: str) -> pa.Table:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+
+from ray_jobs.errors import is_disk_full
 
 
 class MetricsFiles:
@@ -16,14 +19,29 @@ class MetricsFiles:
 
         self.file = (run / "metrics.jsonl").open("a", buffering=1)
         self.board = SummaryWriter(str(run / "tensorboard"))
+        self.is_disk_full = False
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: dict[str, float]) -> bool:
+        """False from the row on for which there was no space."""
+        if not self.is_disk_full:
+            self._try(lambda: self._write(row))
+        return not self.is_disk_full
+
+    def close(self) -> None:
+        self._try(self.file.close)
+        self._try(self.board.close)
+
+    def _write(self, row: dict[str, float]) -> None:
         self.file.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if name not in ("step", "attempt"):
                 group = "evaluation" if name.startswith("eval_") else "train"
                 self.board.add_scalar(f"{group}/{name}", value, int(row["step"]))
 
-    def close(self) -> None:
-        self.file.close()
-        self.board.close()
+    def _try(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            self.is_disk_full = True

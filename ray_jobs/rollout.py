@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import ray.exceptions
 import torch
 
 from avtok.decode import ClipError, decode_clip
@@ -58,8 +59,9 @@ def run_rollouts(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Continues the samples with rollout.actors actors, rollout.sessions_per_actor sessions at a time; writes clips and
-    rollouts.json into `out`. UserError when nothing can be continued, JobError when an actor breaks. Ray is connected."""
+    """Continues the samples with rollout.actors actors, rollout.sessions_per_actor sessions at a time; writes
+    clips and rollouts.json into `out`. UserError when nothing can be continued, JobError when an actor
+    breaks. Ray is connected."""
     load_exported(model)  # a clear error here rather than one of an actor
     out.mkdir(parents=True, exist_ok=True)
     prompts = [Prompt(int(sample), seed + int(sample)) for sample in sample_ids]
@@ -68,10 +70,9 @@ def run_rollouts(
     size = rollout.sessions_per_actor
     groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
     plan_ref = ray.put(plan)
-    actors = [
-        RolloutActor.remote(str(model), plan_ref, rollout, str(out))
-        for _ in range(min(rollout.actors, len(groups)))
-    ]
+    # No restart: an actor holds no state that a new call could not make again.
+    actor: Any = ray.remote(num_cpus=CPUS_PER_ACTOR)(RolloutActor)
+    actors = [actor.remote(str(model), plan_ref, rollout, str(out)) for _ in groups[: rollout.actors]]
     pending = {actors[i % len(actors)].run.remote(group): group for i, group in enumerate(groups)}
     rows: list[dict[str, Any]] = []
     done = 0
@@ -97,7 +98,6 @@ def run_rollouts(
     return rows
 
 
-@ray.remote(num_cpus=CPUS_PER_ACTOR, max_restarts=1, max_task_retries=1)
 class RolloutActor:
     """One copy of the model; several sessions in lockstep."""
 

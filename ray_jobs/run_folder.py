@@ -7,12 +7,14 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.errors import UserError
+from ray_jobs.errors import UserError, disk_full_is_an_error
 from worldmodel.config import RunConfig
 from worldmodel.load_config import config_difference, dump_config, load_config
 
@@ -23,7 +25,12 @@ FREE_TO_CHANGE = (
     "train.workers",
     "train.threads",
     "train.max_failures",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.evaluate_",
     "data.decode_actors",
+    "data.cache",
+    "data.max_quarantine_rate",
     "rollout.",
     "storage",
 )
@@ -57,29 +64,60 @@ class RunFolder:
     def rollouts(self) -> Path:
         return self.path / "rollouts"
 
-    def open(self, cfg: RunConfig, command: str) -> bool:
-        """Makes the folder, or takes up the one that is there; True when it resumes. UserError, with the difference,
-        when the name is taken by another config."""
-        config_file = self.path / "config.yaml"
-        if config_file.exists():
-            old = load_config(config_file)
-            changed = [d for d in config_difference(old, cfg) if not d.startswith(FREE_TO_CHANGE)]
-            if changed:
-                shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
-                raise UserError(
-                    f"{self.path}: this name is taken by a run with another config ({shown}); "
-                    f"use another name (--set name=...), the same config to resume, or remove the folder"
-                )
-        resumes = last_commit(self.path) is not None
-        try:
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    def check_free(self, cfg: RunConfig) -> None:
+        """UserError, with the difference, when the name is taken by another config."""
+        if not self.config.exists():
+            return
+        old = load_config(self.config)
+        changed = [d for d in config_difference(old, cfg) if not d.startswith(FREE_TO_CHANGE)]
+        if changed:
+            shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
+            raise UserError(
+                f"{self.path}: this name is taken by a run with another config ({shown}); "
+                f"use another name (--set name=...), the same config to resume, or remove the folder"
+            )
+
+    def make(self) -> None:
+        """UserError when the folder cannot be made, JobError when the disk is full."""
+        with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            config_file.write_text(dump_config(cfg))
-            (self.path / "run.json").write_text(json.dumps(run_facts(command), indent=1))
+
+    def claim(self, cfg: RunConfig, command: str) -> None:
+        """Writes config.yaml and run.json. From here on the name belongs to this config."""
+        with self._writing():
+            write_whole(self.path / "run.json", json.dumps(run_facts(command), indent=1))
+            write_whole(self.config, dump_config(cfg))
+
+    def num_attempts(self) -> int:
+        """Worker groups that have left a checkpoint folder, finished or not: the highest number in their names."""
+        names = (path.name for path in (self.path / "checkpoints").glob("step-*-*"))
+        return max((int(name.rpartition("-")[2]) for name in names), default=0)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with disk_full_is_an_error(self.path):
+                yield
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written: {error.strerror}; set storage to another folder"
             ) from None
-        return resumes
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Atomic: a reader, or the next start after a full disk, sees the whole file or the one before."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def last_commit(run: Path) -> Path | None:

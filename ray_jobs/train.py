@@ -10,23 +10,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
 
 from ray_jobs.accounting import Ledger
-from ray_jobs.board import Board, News
+from ray_jobs.board import News, start_board
 from ray_jobs.cluster import check_fits
-from ray_jobs.errors import JobError, UserError
+from ray_jobs.errors import DISK_FULL, JobError, UserError, disk_full_is_an_error
 from ray_jobs.export import export_run
-from ray_jobs.index import index_sources
+from ray_jobs.index import index_sources, read_left_out
+from ray_jobs.manifest import read_sources
 from ray_jobs.metrics_files import MetricsFiles
 from ray_jobs.plan import Plan, make_plan
-from ray_jobs.run_folder import RunFolder, last_commit
+from ray_jobs.run_folder import RunFolder, last_commit, write_whole
 from ray_jobs.runtime_env import package_version
 from ray_jobs.train_worker import layout_of, train_worker
 from worldmodel.config import RunConfig
+from worldmodel.train.checkpoint import read_model_file
 
 POLL_S = 0.25
 Progress = Callable[[str, dict[str, float]], None]
@@ -44,8 +46,8 @@ class TrainResult:
     attempts: int
 
 
-def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:
-    """Run folder, manifest and plan; all three are kept from the first start on. UserError for what was given."""
+def check_given(cfg: RunConfig) -> None:
+    """UserError for whatever can be known to be wrong before Ray starts: settings, source, a taken name."""
     if not cfg.data.manifest:
         raise UserError("data.manifest: not set; give a folder or manifest: --set data.manifest=FOLDER")
     try:
@@ -53,21 +55,37 @@ def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:
     except ValueError as error:
         raise UserError(str(error)) from None
     folder = RunFolder(cfg)
-    resumes = folder.open(cfg, command)
-    if not folder.manifest.exists():
+    folder.check_free(cfg)
+    if not folder.config.exists():
+        read_sources([cfg.data.manifest])
+
+
+def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:
+    """Run folder, manifest and plan; all three are kept from the first start that had them, and the name is
+    taken from then on. UserError for what was given, JobError for a full disk."""
+    check_given(cfg)
+    folder = RunFolder(cfg)
+    folder.make()
+    if not folder.config.exists():  # written last: what lies there without it is of a start that failed
         index_sources([cfg.data.manifest], out=str(folder.manifest))
-    if not folder.plan.exists():
         make_plan(str(folder.manifest), cfg).save(folder.plan)
-    return folder, Plan.load(folder.plan), resumes
+    folder.claim(cfg, command)
+    return folder, Plan.load(folder.plan), last_commit(folder.path) is not None
 
 
 def run_training(cfg: RunConfig, *, command: str, progress: Progress | None = None) -> TrainResult:
-    """Trains to cfg.train.steps, or until Ctrl-C, which commits first. JobError, with the last commit and how to
-    resume, when the job breaks. Ray must be connected."""
+    """Trains to cfg.train.steps, or until Ctrl-C, which commits first. JobError, with the last commit and how
+    to resume, when the job breaks. Ray must be connected."""
     began = time.monotonic()
-    folder, plan, _ = prepare(cfg, command)
     check_fits(cfg)
-    board = Board.remote()
+    folder, plan, _ = prepare(cfg, command)
+    if _is_trained(folder, cfg):
+        with disk_full_is_an_error(folder.path):
+            account(folder, plan)
+            export_run(folder.path, folder.export)
+        return TrainResult(folder.path, "finished", cfg.train.steps, time.monotonic() - began, 0.0, 0)
+    attempts_before = folder.num_attempts()
+    board = start_board(attempts_before)
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -78,46 +96,65 @@ def run_training(cfg: RunConfig, *, command: str, progress: Progress | None = No
 
     # Not in the main thread: there Ray would take Ctrl-C and throw away what came after the last commit.
     thread = threading.Thread(target=fit, daemon=True)
-    metrics = MetricsFiles(folder.path)
-    news, rows = News(), 0
+    with disk_full_is_an_error(folder.path):
+        metrics = MetricsFiles(folder.path)
+    news = News()
     first_step_s, outcome, failures = 0.0, None, []
     with _stop_on_interrupt(board, progress):
         thread.start()
         while True:
             alive = thread.is_alive()
             try:
-                news = ray.get(board.collect.remote())
+                news = cast(News, ray.get(board.collect.remote()))
             except RayError:
                 break
             for row in news.rows:
                 first_step_s = first_step_s or time.monotonic() - began
-                metrics.write(row | {"attempt": news.attempt})
-                rows += 1
+                if not metrics.write(row | {"attempt": news.attempt}):
+                    board.request_stop.remote()  # what was trained may still fit into a commit
                 if progress:
                     progress("train", row | {"total": cfg.train.steps})
-            outcome, failures = news.outcome or outcome, failures + news.failures
+            outcome, failures = outcome or news.outcome, failures + news.failures
             if not alive:
                 break
             thread.join(POLL_S)
     metrics.close()
-    account(folder, plan)
+    if metrics.is_disk_full:
+        outcome = {"status": "failed", "reason": DISK_FULL}
+    try:
+        account(folder, plan)
+    except OSError:
+        if outcome is not None and outcome["status"] != "failed":
+            raise
     _raise_failure(folder, outcome, failures, failure)
     assert outcome is not None
     if outcome["status"] == "finished":
-        export_run(folder.path, folder.export)
+        with disk_full_is_an_error(folder.path):
+            export_run(folder.path, folder.export)
     return TrainResult(
-        folder.path, outcome["status"], outcome["step"], time.monotonic() - began, first_step_s, news.attempt
+        folder.path,
+        outcome["status"],
+        outcome["step"],
+        time.monotonic() - began,
+        first_step_s,
+        news.attempt - attempts_before,
     )
 
 
 def account(folder: RunFolder, plan: Plan) -> dict[str, Any]:
-    """Writes accounting.json from what was committed, after checking it against the plan."""
+    """Writes accounting.json from what was committed, after checking it against the plan. `left_out` are files
+    that could not be planned at all."""
     commit = last_commit(folder.path)
     ledger = Ledger.from_files(commit) if commit else Ledger(plan.hash)
     ledger.check(plan)
-    accounting = ledger.accounting_dict(plan)
-    (folder.path / "accounting.json").write_text(json.dumps(accounting, indent=1))
+    accounting = {**ledger.accounting_dict(plan), "left_out": read_left_out(str(folder.manifest))}
+    write_whole(folder.path / "accounting.json", json.dumps(accounting, indent=1))
     return accounting
+
+
+def _is_trained(folder: RunFolder, cfg: RunConfig) -> bool:
+    commit = last_commit(folder.path)
+    return commit is not None and read_model_file(commit)["step"] >= cfg.train.steps
 
 
 def _trainer(cfg: RunConfig, folder: RunFolder, board: Any) -> Any:
@@ -194,5 +231,4 @@ def _raise_failure(
 
 def _plain(reason: str) -> str:
     """The first line, and words for what people meet most."""
-    line = reason.splitlines()[0]
-    return f"{line} (the disk is full)" if "No space left" in reason else line
+    return DISK_FULL if "No space left" in reason else reason.splitlines()[0]

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from avtok.load import codec_spec
 from ray_jobs.accounting import Ledger
 from ray_jobs.dataset import held_out_batches, rank_stream
+from ray_jobs.errors import DISK_FULL, is_disk_full
 from ray_jobs.plan import Plan
 from ray_jobs.runtime_env import package_version
 from worldmodel.batch import LatentBatch
@@ -35,7 +36,8 @@ def layout_of(cfg: RunConfig) -> Layout:
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Runs on every rank under TorchTrainer. settings: config (JSON), plan (path), board (actor), expected_version."""
+    """Runs on every rank under TorchTrainer. settings: config (JSON), plan (path), board (actor),
+    expected_version."""
     _quiet()
     cfg = RunConfig.model_validate_json(settings["config"])
     torch.set_num_threads(cfg.train.threads)
@@ -47,6 +49,8 @@ def train_worker(settings: dict[str, Any]) -> None:
             f"rank {rank} has worldmodel {mine}, the driver {settings['expected_version']}: install the same"
         )
     attempt = _attempt(board, rank)
+    if not attempt:
+        return  # Ray restarts a group after any error, also after one that no restart can mend
     try:
         _train(cfg, Plan.load(settings["plan"]), board, attempt, rank, world_size)
     except (CheckpointMismatch, TrainingDiverged) as error:
@@ -54,7 +58,10 @@ def train_worker(settings: dict[str, Any]) -> None:
         if rank == 0:
             ray.get(board.ended.remote({"status": "failed", "step": -1, "reason": str(error)}))
     except Exception as error:
-        ray.get(board.failed.remote(f"rank {rank}: {type(error).__name__}: {error}"))
+        if is_disk_full(error):
+            ray.get(board.ended.remote({"status": "failed", "step": -1, "reason": DISK_FULL}))
+        else:
+            ray.get(board.failed.remote(f"rank {rank}: {type(error).__name__}: {error}"))
         raise
 
 
@@ -108,7 +115,8 @@ class Commits:
         self.ledger.add(batch.epoch, batch.sample_ids_B.tolist(), batch.reasons)
 
     def commit(self, step: int) -> None:
-        """A barrier over ranks. Folder names carry the attempt: what a crash left half-written is never mixed in."""
+        """A barrier over ranks. Folder names carry the attempt: what a crash left half-written is never mixed
+        in."""
         folder = tempfile.mkdtemp(prefix="worldmodel-commit-")
         description = {"model": self.cfg.model.model_dump(mode="json"), "seed": self.cfg.seed}
         write_checkpoint(Path(folder), self.engine, step, description)
@@ -150,10 +158,16 @@ def _post(board: Any, row: dict[str, float]) -> None:
 
 def _attempt(board: Any, rank: int) -> int:
     """The number of this worker group, the same on every rank."""
-    numbers = [ray.get(board.new_attempt.remote()) if rank == 0 else None]
-    if dist.get_world_size() > 1:
-        dist.broadcast_object_list(numbers, src=0)
-    return int(numbers[0] or 0)
+    number = torch.tensor(
+        ray.get(board.new_attempt.remote()) if rank == 0 else 0, device=_collective_device()
+    )
+    dist.broadcast(number, src=0)
+    return int(number)
+
+
+def _collective_device() -> torch.device:
+    """Where the process group's backend expects tensors."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def _quiet() -> None:

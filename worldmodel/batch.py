@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -41,19 +41,30 @@ class LatentBatch:
     text_BN: Tensor
     actions_BFA: Tensor
     actions_valid_BF: Tensor
-    reasons: dict[int, str] = field(default_factory=dict)
-    targets: dict[str, Tensor] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict[int, str])
+    targets: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @property
     def num_clips(self) -> int:
         return self.sample_ids_B.shape[0]
 
     def to(self, device: torch.device | str) -> LatentBatch:
-        def move(value: object) -> object:
-            if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
-            if isinstance(value, ModalityLatents):
-                return ModalityLatents(**{f.name: move(getattr(value, f.name)) for f in fields(value)})  # pyright: ignore
-            return {k: move(v) for k, v in value.items()} if value and isinstance(value, dict) else value
+        """The same micro-batch on another device."""
 
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})  # pyright: ignore
+        def modality(part: ModalityLatents) -> ModalityLatents:
+            return ModalityLatents(
+                part.latents.to(device, non_blocking=True),
+                part.valid_BT.to(device, non_blocking=True),
+                part.loss_mask_BT.to(device, non_blocking=True),
+                part.time_s_T2.to(device, non_blocking=True),
+            )
+
+        return replace(
+            self,
+            video=modality(self.video),
+            audio=modality(self.audio),
+            text_BN=self.text_BN.to(device, non_blocking=True),
+            actions_BFA=self.actions_BFA.to(device, non_blocking=True),
+            actions_valid_BF=self.actions_valid_BF.to(device, non_blocking=True),
+            targets={name: target.to(device, non_blocking=True) for name, target in self.targets.items()},
+        )

@@ -14,17 +14,19 @@ class Part(BaseModel):
 class DataConfig(Part):
     """Where clips come from, how they are cut, and how many a micro-batch holds."""
 
-    manifest: str = Field("", description="folder, CSV, JSON, JSONL or Parquet; the demo fills it in")
-    clip_s: float = Field(2.0, gt=0)
-    fps: int = Field(16, gt=0)
+    manifest: str = Field(default="", description="folder, CSV, JSON, JSONL or Parquet; the demo fills it in")
+    clip_s: float = Field(default=2.0, gt=0)
+    fps: int = Field(default=16, gt=0)
     size: tuple[int, int] = (64, 64)
-    sample_rate: int = Field(16000, gt=0)
-    batch_clips: int = Field(8, ge=1, description="clips of one planned micro-batch")
-    held_out: float = Field(0.1, ge=0, lt=1, description="fraction of source files kept for evaluation")
-    cache: str = Field("", description="folder of the latent cache; empty: none")
-    decode_actors: int = Field(1, ge=1, description="decode and encode actors per training worker")
+    sample_rate: int = Field(default=16000, gt=0)
+    batch_clips: int = Field(default=8, ge=1, description="clips of one planned micro-batch")
+    held_out: float = Field(
+        default=0.1, ge=0, lt=1, description="fraction of source files kept for evaluation"
+    )
+    cache: str = Field(default="", description="folder of the latent cache; empty: none")
+    decode_actors: int = Field(default=1, ge=1, description="decode and encode actors per training worker")
     max_quarantine_rate: float = Field(
-        0.2, ge=0, le=1, description="the job fails when more clips than this are bad"
+        default=0.2, ge=0, le=1, description="the job fails when more clips than this are bad"
     )
 
     @property
@@ -42,16 +44,16 @@ class CodecConfig(Part):
 class ModelConfig(Part):
     """The joint transformer. `debug_cpu` is the default."""
 
-    depth: int = Field(6, ge=1)
-    width: int = Field(192, ge=8)
-    head_dim: int = Field(32, ge=8)
-    mlp_ratio: float = Field(4.0, gt=0)
-    patch: tuple[int, int] = Field((2, 2), description="video latents per token, height and width")
-    chunk_frames: int = Field(4, ge=1, description="video frames of one chunk")
-    window_chunks: int = Field(8, ge=1)
-    sink_chunks: int = Field(1, ge=0)
-    text_tokens: int = Field(24, ge=1, description="bytes of caption that the model reads")
-    action_dim: int = Field(4, ge=1, description="padded width of one frame's action")
+    depth: int = Field(default=6, ge=1)
+    width: int = Field(default=192, ge=8)
+    head_dim: int = Field(default=48, ge=8)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    patch: tuple[int, int] = Field(default=(2, 2), description="video latents per token, height and width")
+    chunk_frames: int = Field(default=4, ge=1, description="video frames of one chunk")
+    window_chunks: int = Field(default=8, ge=1)
+    sink_chunks: int = Field(default=1, ge=0)
+    text_tokens: int = Field(default=24, ge=1, description="bytes of caption that the model reads")
+    action_dim: int = Field(default=4, ge=1, description="padded width of one frame's action")
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -71,22 +73,25 @@ class ModelConfig(Part):
 class NoiseConfig(Part):
     """How noise levels are drawn; t=0 is data, t=1 is noise. `as_published` is one chunk, v, uniform rows."""
 
-    history_rows: float = Field(0.6, ge=0, le=1)
-    independent_rows: float = Field(0.3, ge=0, le=1)
+    history_rows: float = Field(default=0.6, ge=0, le=1)
+    independent_rows: float = Field(default=0.3, ge=0, le=1)
     context_chunk: float = Field(
-        0.6, ge=0, le=1, description="probability that a chunk of a history row is context"
+        default=0.6, ge=0, le=1, description="probability that a chunk of a history row is context"
     )
-    context_noise: float = Field(0.15, ge=0, le=1, description="context chunks get t ~ U[0, context_noise]")
-    tied: float = Field(0.5, ge=0, le=1, description="modalities share t and s")
-    independent: float = Field(0.3, ge=0, le=1)
+    context_noise: float = Field(
+        default=0.15, ge=0, le=1, description="context chunks get t ~ U[0, context_noise]"
+    )
+    tied: float = Field(default=0.5, ge=0, le=1, description="modalities share t and s")
+    independent: float = Field(default=0.3, ge=0, le=1)
     distribution: Literal["uniform", "logit_normal"] = "uniform"
-    shift: float = Field(1.0, gt=0, description="time shift a in a*t / (1 + (a-1)*t)")
+    shift: float = Field(default=1.0, gt=0, description="time shift a in a*t / (1 + (a-1)*t)")
 
     @model_validator(mode="after")
     def _sums(self) -> Self:
         if self.history_rows + self.independent_rows > 1 + 1e-9:
             raise ValueError(
-                f"history_rows={self.history_rows} and independent_rows={self.independent_rows} add up to more than 1"
+                f"history_rows={self.history_rows} and independent_rows={self.independent_rows} "
+                f"add up to more than 1"
             )
         if self.tied + self.independent > 1 + 1e-9:
             raise ValueError(f"tied={self.tied} and independent={self.independent} add up to more than 1")
@@ -98,60 +103,64 @@ class SelfFlowConfig(Part):
 
     dual: bool = True
     rep: Literal["none", "ema"] = "ema"
-    mask_ratio_video: float = Field(0.1, ge=0, le=0.5)
-    mask_ratio_audio: float = Field(0.5, ge=0, le=0.5)
-    align_weight: float = Field(0.8, ge=0)
-    student_layer: float = Field(0.3, gt=0, le=1, description="fraction of the depth")
-    teacher_layer: float = Field(0.7, gt=0, le=1, description="fraction of the depth")
+    mask_ratio_video: float = Field(default=0.1, ge=0, le=0.5)
+    mask_ratio_audio: float = Field(default=0.5, ge=0, le=0.5)
+    align_weight: float = Field(default=0.8, ge=0)
+    student_layer: float = Field(default=0.3, gt=0, le=1, description="fraction of the depth")
+    teacher_layer: float = Field(default=0.7, gt=0, le=1, description="fraction of the depth")
     prediction: Literal["x", "v"] = "x"
-    video_weight: float = Field(1.0, ge=0)
-    audio_weight: float = Field(1.0, ge=0)
-    text_drop: float = Field(0.1, ge=0, le=1)
+    video_weight: float = Field(default=1.0, ge=0)
+    audio_weight: float = Field(default=1.0, ge=0)
+    text_drop: float = Field(default=0.1, ge=0, le=1)
     noise: NoiseConfig = NoiseConfig()
 
 
 class OptimConfig(Part):
-    lr: float = Field(2e-3, gt=0)
+    lr: float = Field(default=2e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    warmup_steps: int = Field(50, ge=0)
-    ema_target: float = Field(0.999, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    warmup_steps: int = Field(default=50, ge=0)
+    ema_target: float = Field(default=0.999, ge=0, lt=1)
 
 
 class TrainConfig(Part):
-    steps: int = Field(500, ge=1)
-    workers: int = Field(2, ge=1)
+    steps: int = Field(default=500, ge=1)
+    workers: int = Field(default=2, ge=1)
     micro_batches: int = Field(
-        2, ge=1, description="micro-batches of one global batch, at any number of workers"
+        default=2, ge=1, description="micro-batches of one global batch, at any number of workers"
     )
     precision: Literal["bf16", "fp32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(1, ge=1, description="CPU threads of one worker")
-    checkpoint_every: int = Field(100, ge=1)
-    evaluate_every: int = Field(250, ge=1)
-    evaluate_clips: int = Field(32, ge=0)
-    max_failures: int = Field(3, ge=0, description="restarts of a broken worker group before the job fails")
-    keep_checkpoints: int = Field(2, ge=1)
+    threads: int = Field(default=1, ge=1, description="CPU threads of one worker")
+    checkpoint_every: int = Field(default=100, ge=1)
+    evaluate_every: int = Field(default=250, ge=1)
+    evaluate_clips: int = Field(default=32, ge=0)
+    max_failures: int = Field(
+        default=3, ge=0, description="restarts of a broken worker group before the job fails"
+    )
+    keep_checkpoints: int = Field(default=2, ge=1)
 
 
 class RolloutConfig(Part):
-    prefix_s: float = Field(1.0, gt=0)
-    seconds: float = Field(1.0, gt=0, description="length of the continuation")
-    steps: int = Field(8, ge=1, description="ODE steps a chunk")
-    context_noise: float = Field(0.05, ge=0, le=1)
-    actors: int = Field(2, ge=1)
-    sessions_per_actor: int = Field(16, ge=1)
-    clips: int = Field(32, ge=1, description="held-out clips to continue")
-    show: int = Field(4, ge=0, description="clips in the report")
+    prefix_s: float = Field(default=1.0, gt=0)
+    seconds: float = Field(default=1.0, gt=0, description="length of the continuation")
+    steps: int = Field(default=8, ge=1, description="ODE steps a chunk")
+    context_noise: float = Field(default=0.05, ge=0, le=1)
+    actors: int = Field(default=2, ge=1)
+    sessions_per_actor: int = Field(default=16, ge=1)
+    clips: int = Field(default=32, ge=1, description="held-out clips to continue")
+    show: int = Field(default=4, ge=0, description="clips in the report")
 
 
 class RunConfig(Part):
     """One whole run. runs/<name>/ is its folder."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: str = Field("runs", description="folder or s3:// or gs:// address that holds the run folders")
-    seed: int = Field(0, ge=0)
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    storage: str = Field(
+        default="runs", description="folder or s3:// or gs:// address that holds the run folders"
+    )
+    seed: int = Field(default=0, ge=0)
     data: DataConfig = DataConfig()
     codec: CodecConfig = CodecConfig()
     model: ModelConfig = ModelConfig()

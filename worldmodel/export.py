@@ -1,4 +1,5 @@
-"""A trained world model as a Hugging Face folder: model_index.json, transformer/, codecs/, README.md (model card)."""
+"""A trained world model as a Hugging Face folder: model_index.json, transformer/, codecs/, README.md (model
+card)."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class NotAModel(ValueError):
 def save_model(
     folder: Path, weights: dict[str, Tensor], layout: Layout, cfg: RunConfig, facts: dict[str, Any]
 ) -> None:
-    """Writes index, transformer and model card; codecs are put beside them by the caller. facts: for the card."""
+    """Writes index, transformer and model card; codecs are put beside them by the caller. facts: for the
+    card."""
     (folder / "transformer").mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in weights.items()}, str(folder / "transformer" / WEIGHTS))
     config = {
@@ -92,8 +94,8 @@ def _check_weights(path: Path, weights: dict[str, Tensor], model: WorldTransform
     if differing := [n for n in sorted(saved.keys() | ours.keys()) if saved.get(n) != ours.get(n)]:
         name = differing[0]
         raise NotAModel(
-            f"{path}: {len(differing)} tensors differ from config.json, first {name}: saved {saved.get(name)}, "
-            f"needs {ours.get(name)}; export the run again"
+            f"{path}: {len(differing)} tensors differ from config.json, first {name}: "
+            f"saved {saved.get(name)}, needs {ours.get(name)}; export the run again"
         )
 
 
@@ -101,9 +103,10 @@ def _model_card(weights: dict[str, Tensor], cfg: RunConfig, facts: dict[str, Any
     parameters = sum(math.prod(w.shape) for w in weights.values())
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     return (
-        f"---\nlibrary_name: worldmodel\ntags: [world-model, audio-video, self-flow]\n---\n\n# {cfg.name}\n\n"
-        f"Joint audio-video world model, {parameters / 1e6:.1f}M parameters, {cfg.data.size[0]}x{cfg.data.size[1]} at "
-        f"{cfg.data.fps} frames/s with {cfg.data.sample_rate} Hz sound. EMA weights of `worldmodel train`.\n\n"
+        f"---\nlibrary_name: worldmodel\ntags: [world-model, audio-video, self-flow]\n---\n\n"
+        f"# {cfg.name}\n\nJoint audio-video world model, {parameters / 1e6:.1f}M parameters, "
+        f"{cfg.data.size[0]}x{cfg.data.size[1]} at {cfg.data.fps} frames/s with {cfg.data.sample_rate} Hz "
+        f"sound. EMA weights of `worldmodel train`.\n\n"
         f"| fact | value |\n|---|---|\n{rows}\n\n"
         f"Continue clips: `worldmodel rollout FOLDER --prompts CLIPS --seconds 1 --out DIR`\n"
     )

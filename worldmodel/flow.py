@@ -30,7 +30,8 @@ def x_to_v(x_t: Tensor, x: Tensor, t: Tensor) -> Tensor:
 
 
 def velocity_target(data: Tensor, noise: Tensor, t: Tensor, prediction: str) -> Tensor:
-    """What the predicted velocity is compared with: x1 - x0, seen through the same clamp when x is predicted."""
+    """What the predicted velocity is compared with: x1 - x0, seen through the same clamp when x is
+    predicted."""
     return noise - data if prediction == "v" else x_to_v(add_noise(data, noise, t), data, t)
 
 
@@ -43,9 +44,9 @@ def predicted_velocity(output: Tensor, x_t: Tensor, t: Tensor, prediction: str) 
 class Levels:
     """Noise of one micro-batch.
 
-    student_BK: t and s of each (chunk, modality) slot and the clean condition level; cleaner_BK: the teacher's table,
-    where both entries of a slot are min(t, s). level_of_BL: which entry a token uses. loss_BL: tokens under loss.
-    masked_BL: tokens at s.
+    student_BK: t and s of each (chunk, modality) slot and the clean condition level; cleaner_BK: the
+    teacher's table, where both entries of a slot are min(t, s). level_of_BL: which entry a token uses.
+    loss_BL: tokens under loss. masked_BL: tokens at s.
     """
 
     student_BK: Tensor
@@ -65,8 +66,8 @@ def sample_time(uniform: Tensor, normal: Tensor, cfg: NoiseConfig) -> Tensor:
 
 
 def sample_levels(layout: Layout, cfg: SelfFlowConfig, rng: SampleRandom) -> Levels:
-    """Row mode, then modalities tied or apart or one clean, then the token mask. t and s are i.i.d. and not sorted,
-    so that the marginal of every token stays p(t)."""
+    """Row mode, then modalities tied or apart or one clean, then the token mask. t and s are i.i.d. and not
+    sorted, so that the marginal of every token stays p(t)."""
     num_chunks, noise = layout.num_chunks, cfg.noise
     t_BNM, s_BNM = (
         sample_time(rng.uniform(f"{n}.u", (num_chunks, 2)), rng.normal(f"{n}.n", (num_chunks, 2)), noise)

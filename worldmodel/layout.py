@@ -12,7 +12,8 @@ from torch import Tensor
 from avtok.spec import CodecSpec
 from worldmodel.config import RunConfig
 
-# B clips, L tokens (text, then chunk by chunk: action, video, audio), T latent steps, H W latent grid, C channels.
+# B clips, L tokens (text, then chunk by chunk: action, video, audio), T latent steps, H W latent grid, C
+# channels.
 
 TEXT, ACTION, VIDEO, AUDIO = 0, 1, 2, 3
 MODALITIES = ("text", "action", "video", "audio")
@@ -20,7 +21,8 @@ MODALITIES = ("text", "action", "video", "audio")
 
 @dataclass(frozen=True)
 class Layout:
-    """The token sequence of one bucket. Chunks are `chunk_s` long and hold one action token, video and audio tokens."""
+    """The token sequence of one bucket. Chunks are `chunk_s` long and hold one action token, video and audio
+    tokens."""
 
     text_tokens: int
     num_chunks: int
@@ -41,12 +43,13 @@ class Layout:
         if frames % video.stride_units:
             near = max(video.stride_units, round(frames / video.stride_units) * video.stride_units)
             raise ValueError(
-                f"model.chunk_frames={frames} is not a multiple of the video codec's stride {video.stride_units}; use {near}"
+                f"model.chunk_frames={frames} is not a multiple of the video codec's stride "
+                f"{video.stride_units}; use {near}"
             )
         if abs(samples / audio.stride_units - round(samples / audio.stride_units)) > 1e-6:
             raise ValueError(
-                f"one chunk is {samples} audio samples, not a multiple of the audio codec's stride {audio.stride_units}; "
-                f"change data.fps, data.sample_rate or model.chunk_frames"
+                f"one chunk is {samples} audio samples, not a multiple of the audio codec's stride "
+                f"{audio.stride_units}; change data.fps, data.sample_rate or model.chunk_frames"
             )
         _, height, width, channels = video.latent_shape(1, cfg.data.size)
         if height % cfg.model.patch[0] or width % cfg.model.patch[1]:
@@ -87,7 +90,8 @@ class Layout:
 
     @property
     def num_levels(self) -> int:
-        """Distinct noise levels of a row: t and s for each chunk of video and audio, and one for conditions."""
+        """Distinct noise levels of a row: t and s for each chunk of video and audio, and one for
+        conditions."""
         return 4 * self.num_chunks + 1
 
     @cached_property
@@ -126,13 +130,15 @@ class Layout:
 
     @cached_property
     def level_slot_L(self) -> Tensor:
-        """Index of a token's t level; its s level is the next one. Text and actions use the last, clean level."""
+        """Index of a token's t level; its s level is the next one. Text and actions use the last, clean
+        level."""
         slot = (self.chunk_L * 2 + (self.modality_L == AUDIO)) * 2
         condition = (self.modality_L == TEXT) | (self.modality_L == ACTION)
         return torch.where(condition, torch.tensor(4 * self.num_chunks), slot)
 
     def window_mask_LL(self, *, window_chunks: int, sink_chunks: int) -> Tensor:
-        """True where query (row) may see key (column): its window, the sinks, its own chunk in full, and all text."""
+        """True where query (row) may see key (column): its window, the sinks, its own chunk in full, and all
+        text."""
         query, key = self.chunk_L[:, None], self.chunk_L[None, :]
         in_window = (key <= query) & ((query - key < window_chunks) | (key < sink_chunks))
         return torch.where(key < 0, torch.ones_like(in_window), in_window & (query >= 0))
@@ -170,12 +176,12 @@ class Layout:
         return rearrange(valid_BT, "b (k t) -> b k t", k=self.num_chunks).all(-1)
 
     def pack_actions(self, actions_BFA: Tensor) -> Tensor:
-        """[B, F, A] -> [B, chunks, frames * A]. action[i] leads from frame i to i + 1, so the token of a chunk holds
-        the actions that led *into* its frames: shifted by one, zeros before the first frame."""
+        """[B, F, A] -> [B, chunks, frames * A]. action[i] leads from frame i to i + 1, so the token of a
+        chunk holds the actions that led *into* its frames: shifted by one, zeros before the first frame."""
         shifted = torch.cat([torch.zeros_like(actions_BFA[:, :1]), actions_BFA[:, :-1]], dim=1)
         return rearrange(shifted, "b (k f) a -> b k (f a)", k=self.num_chunks)
 
     def pack_actions_valid(self, valid_BF: Tensor) -> Tensor:
-        """[B, F] -> [B, chunks]: whether all actions of a chunk's token are known. Shifted like the actions; nothing
-        leads into the first frame, so it counts as the second."""
+        """[B, F] -> [B, chunks]: whether all actions of a chunk's token are known. Shifted like the actions;
+        nothing leads into the first frame, so it counts as the second."""
         return self.chunk_valid(torch.cat([valid_BF[:, :1], valid_BF[:, :-1]], dim=1))

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError
 
 from worldmodel.config import RunConfig
 
-
 # What pydantic's error types mean to somebody who edits a YAML file.
 BOUNDS = {
     "greater_than": ("above", "gt"),
@@ -39,7 +38,8 @@ class ConfigError(ValueError):
 
 
 def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
-    """Reads a YAML file (None: all defaults), applies `a.b=value` overrides in order. ConfigError lists every problem."""
+    """Reads a YAML file (None: all defaults), applies `a.b=value` overrides in order. ConfigError lists every
+    problem."""
     lines: dict[str, str] = {}
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -118,8 +118,9 @@ def _collect_lines(
 
 def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
-        inner = values.get(key)
-        values = values.setdefault(key, {}) if isinstance(inner, dict) or inner is None else values
+        if not isinstance(values.get(key), dict):
+            values[key] = {}
+        values = values[key]
     values[keys[-1]] = value
 
 
@@ -165,8 +166,10 @@ def _describe(error: Any, lines: dict[str, str], path: str | Path | None) -> tup
     if error["type"] != "value_error":
         index = "".join(f"[{part}]" for part in error["loc"] if isinstance(part, int))
         shown = key if error["type"] == "missing" else key + index
-        given = "nothing" if error["input"] is None else repr(error["input"]).replace("(", "[").replace(")", "]")
-        return where or _source(path), key, f"{shown} {_must_be(error, names)}, got {given}"
+        value = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
+        given = "nothing" if value is None else repr(value)
+        inside = (lines[k] for k in lines if k.startswith(f"{key}."))
+        return where or next(inside, _source(path)), key, f"{shown} {_must_be(error, names)}, got {given}"
     # Cross-field checks name their settings as `key=value`; the first that was written gives the line.
     message = error["msg"].removeprefix("Value error, ")
     if key:

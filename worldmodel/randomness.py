@@ -1,4 +1,5 @@
-"""Randomness keyed by what it is for, never by rank, step or batch slot, so that a replay is exact on any cluster."""
+"""Randomness keyed by what it is for, never by rank, step or batch slot, so that a replay is exact on any
+cluster."""
 
 from __future__ import annotations
 

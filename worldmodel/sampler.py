@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,12 +15,14 @@ from worldmodel.model.rope import rotary_angles
 from worldmodel.model.transformer import Tokens, WorldTransformer
 from worldmodel.randomness import keyed_generator
 
-# B sessions, N chunks (1 here), V video and T audio tokens of a chunk, J cached tokens, K levels, P rotary pairs.
+# B sessions, N chunks (1 here), V video and T audio tokens of a chunk, J cached tokens, K levels, P rotary
+# pairs.
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Latents of one chunk: video [B, V, patch*C], audio [B, T, C]; which sessions have each; actions that led into it."""
+    """Latents of one chunk: video [B, V, patch*C], audio [B, T, C]; which sessions have each; actions that
+    led into it."""
 
     video_BVC: Tensor
     audio_BTC: Tensor
@@ -38,8 +41,8 @@ class CachedChunk:
 class WindowCache:
     """Text, the first `sink_chunks` chunks and the last ones, never more than the trained window.
 
-    Positions are re-based each time: sinks sit in slots 0.., the window behind them, the current chunk last, so that
-    no distance ever leaves the trained range however long a rollout runs.
+    Positions are re-based each time: sinks sit in slots 0.., the window behind them, the current chunk last,
+    so that no distance ever leaves the trained range however long a rollout runs.
     """
 
     def __init__(self, *, window_chunks: int, sink_chunks: int) -> None:
@@ -112,7 +115,7 @@ class Sampler:
         }
         chunk = Chunk(x["video"], x["audio"], ones, ones, actions_BA, actions_valid_B)
         times = torch.linspace(1, 0, self.steps + 1, device=self.device)
-        for t, following in zip(times[:-1], times[1:], strict=True):
+        for t, following in pairwise(times):
             out, _ = self._forward(chunk, x, t)
             for modality in x:
                 v = predicted_velocity(out[modality][:, 0], x[modality], t, self.prediction)
@@ -155,7 +158,8 @@ class Sampler:
         return out, tokens
 
     def _past(self) -> tuple[list[KeyValue], Tensor, Tensor, int]:
-        """Cached keys and values of each block, their re-based angles, their validity, and the current chunk's slot."""
+        """Cached keys and values of each block, their re-based angles, their validity, and the current
+        chunk's slot."""
         chunks = self.cache.visible()
         text_layout = self.model.layout.of(num_chunks=0, text=True)
         positions = [text_layout.positions_L3]

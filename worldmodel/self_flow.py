@@ -1,7 +1,8 @@
 """The Self-Flow step (arXiv 2603.06507) and its baselines by switches.
 
-The student denoises tokens at two noise levels; its projected features at 0.3 of the depth follow those of the EMA
-teacher at 0.7, which sees every token at the cleaner level with the same noise and the same condition drop.
+The student denoises tokens at two noise levels; its projected features at 0.3 of the depth follow those of
+the EMA teacher at 0.7, which sees every token at the cleaner level with the same noise and the same condition
+drop.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Draw:
     layout: Layout
 
     def loss_mask(self, modality: str) -> Tensor:
-        """Tokens [B, chunks, tokens] of one modality that carry loss: not context, not condition, real and allowed."""
+        """Tokens [B, chunks, tokens] of one modality that carry loss: not context, not condition, real and
+        allowed."""
         return self.of(self.loss_BL, modality)
 
     def of(self, x_BL: Tensor, modality: str) -> Tensor:
@@ -61,7 +63,8 @@ class Draw:
         return torch.stack([self.of(self.loss_BL & self.levels.masked_BL, m).sum() for m in LEARNED]).double()
 
     def level_gaps(self) -> Tensor:
-        """Sum of t - min(t, s) or s - min(t, s) over tokens under loss, [video, audio]: how far the teacher is ahead."""
+        """Sum of t - min(t, s) or s - min(t, s) over tokens under loss, [video, audio]: how far the teacher
+        is ahead."""
         gap_BL = self.levels.per_token(self.levels.student_BK - self.levels.cleaner_BK)
         return torch.stack([(self.of(gap_BL, m) * self.loss_mask(m)).sum() for m in LEARNED]).double()
 
@@ -110,7 +113,8 @@ def draw(
 
 
 def token_mask(layout: Layout, video_BT: Tensor, audio_BT: Tensor, text_BN: Tensor) -> Tensor:
-    """Masks of latent steps -> [B, L], with real text bytes and every action token (an absent one has an embedding)."""
+    """Masks of latent steps -> [B, L], with real text bytes and every action token (an absent one has an
+    embedding)."""
     kind, chunk = layout.modality_L.to(text_BN.device), layout.chunk_L.to(text_BN.device)
     video_BN, audio_BN = layout.chunk_valid(video_BT), layout.chunk_valid(audio_BT)
     valid_BL = torch.zeros(len(text_BN), layout.length, dtype=torch.bool, device=text_BN.device)
@@ -145,11 +149,13 @@ def layers_of(cfg: SelfFlowConfig, depth: int) -> tuple[int, int]:
 def self_flow_losses(
     student: Network, teacher: Network | None, batch: Draw, cfg: SelfFlowConfig, depth: int
 ) -> Losses:
-    """Denoise at two noise levels; predict the EMA teacher's view of the cleaner one (arXiv 2603.06507, eq. 4-7)."""
+    """Denoise at two noise levels; predict the EMA teacher's view of the cleaner one.
+
+    arXiv 2603.06507, equations 4 to 7.
+    """
     student_layer, teacher_layer = layers_of(cfg, depth)
-    aligned = cfg.rep == "ema" and teacher is not None
     target_BLD = None
-    if aligned:
+    if cfg.rep == "ema" and teacher is not None:
         with torch.no_grad():
             tokens, _, _ = batch.tokens_at(batch.levels.cleaner_BK)
             target_BLD = teacher(
@@ -166,7 +172,7 @@ def self_flow_losses(
         batch.levels.student_BK,
         batch.levels.level_of_BL,
         layout=batch.layout,
-        features=student_layer if aligned else None,
+        features=None if target_BLD is None else student_layer,
     )
     flow = torch.stack([_flow_sum(batch, out[m], x_t[m], t[m], m, cfg) for m in LEARNED])
     if target_BLD is None:

@@ -26,7 +26,8 @@ class Latents:
 
 @dataclass
 class RolloutSessions:
-    """Several sessions of one model. Each depends on its own seed, prefix and actions only, never on its neighbours."""
+    """Several sessions of one model. Each depends on its own seed, prefix and actions only, never on its
+    neighbours."""
 
     model: WorldTransformer
     cfg: RolloutConfig
@@ -34,7 +35,8 @@ class RolloutSessions:
     log: list[tuple[str, Tensor | None]] = field(default_factory=list)
 
     def reset(self, prefix: LatentBatch, *, prefix_chunks: int, seeds: list[int]) -> None:
-        """Starts one session a clip from its first `prefix_chunks` chunks. ValueError when the clip is shorter."""
+        """Starts one session a clip from its first `prefix_chunks` chunks. ValueError when the clip is
+        shorter."""
         layout = self.model.layout
         available = prefix.video.latents.shape[1] // layout.video_steps
         if not 1 <= prefix_chunks <= available:
@@ -62,7 +64,8 @@ class RolloutSessions:
             self.sampler.append(chunk)
 
     def step(self, actions_BFA: Tensor | None = None) -> Chunk:
-        """Generates the next chunk under `actions_BFA` (those that lead into its frames), the clip's own, or none."""
+        """Generates the next chunk under `actions_BFA` (those that lead into its frames), the clip's own, or
+        none."""
         self.log.append(("step", actions_BFA))
         num, layout = len(self.seeds), self.model.layout
         index = len(self.chunks)

@@ -1,4 +1,5 @@
-"""What a codec promises about time, shape and scale. Standard library only: configs load on a laptop without torch."""
+"""What a codec promises about time, shape and scale. Standard library only: configs load on a laptop without
+torch."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ Modality = Literal["video", "audio"]
 
 @dataclass(frozen=True)
 class CodecSpec:
-    """Geometry of one codec. A *unit* is one video frame or one audio sample; a *step* is one latent time step.
+    """Geometry of one codec. A *unit* is one video frame or one audio sample; a *step* is one latent time
+    step.
 
-    Step 0 covers the first `first_units` units and every later step `stride_units`, so a causal video codec that
-    gives the first frame a step of its own says first_units=1. An encoder never looks ahead; it may read
+    Step 0 covers the first `first_units` units and every later step `stride_units`, so a causal video codec
+    that gives the first frame a step of its own says first_units=1. An encoder never looks ahead; it may read
     `left_context_units` before the cut. A decoder may be late by `latency_units`.
     """
 
@@ -56,14 +58,16 @@ class CodecSpec:
         return start / self.rate_hz, self.units_of_steps(step + 1) / self.rate_hz
 
     def latent_shape(self, num_steps: int, size_hw: tuple[int, int] = (1, 1)) -> tuple[int, ...]:
-        """Shape of a clip's latents: [T, H, W, C] for video, [T, C] for audio. ValueError if the size does not divide."""
+        """Shape of a clip's latents: [T, H, W, C] for video, [T, C] for audio. ValueError if the size does
+        not divide."""
         if self.modality == "audio":
             return (num_steps, self.channels)
         height, width = size_hw
         if height % self.spatial_stride[0] or width % self.spatial_stride[1]:
             raise ValueError(
                 f"codec {self.name} needs a size that {self.spatial_stride} divides, got {height}x{width}; "
-                f"nearest: {_nearest(height, self.spatial_stride[0])}x{_nearest(width, self.spatial_stride[1])}"
+                f"nearest: {_nearest(height, self.spatial_stride[0])}x"
+                f"{_nearest(width, self.spatial_stride[1])}"
             )
         return (num_steps, height // self.spatial_stride[0], width // self.spatial_stride[1], self.channels)
 
@@ -72,7 +76,9 @@ class CodecSpec:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> CodecSpec:
-        return cls(**{**fields, "spatial_stride": tuple(fields.get("spatial_stride", (1, 1)))})
+        height, width = fields.get("spatial_stride", (1, 1))
+        known: dict[str, Any] = {**fields, "spatial_stride": (int(height), int(width))}
+        return cls(**known)
 
 
 def _nearest(value: int, multiple: int) -> int:

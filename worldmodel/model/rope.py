@@ -14,7 +14,8 @@ SHORTEST_PATCH, LONGEST_PATCH = 2.0, 128.0
 
 
 def rotary_angles(positions_L3: Tensor, head_dim: int) -> Tensor:
-    """Angles [L, P] of seconds, row and column: half of the pairs turn with time, a quarter each with row and column."""
+    """Angles [L, P] of seconds, row and column: half of the pairs turn with time, a quarter each with row and
+    column."""
     pairs = head_dim // 2
     spatial = pairs // 4
     time_f = _frequencies(pairs - 2 * spatial, SHORTEST_S, LONGEST_S, positions_L3.device)

@@ -16,15 +16,16 @@ from worldmodel.model.attention import Attention, KeyValue
 from worldmodel.model.rope import rotary_angles
 from worldmodel.model.text import ByteEmbedding
 
-# B clips, L tokens (text, then chunk by chunk: action, video, audio), D width, K distinct noise levels of a row,
-# N chunks, J key tokens.
+# B clips, L tokens (text, then chunk by chunk: action, video, audio), D width, K distinct noise levels of a
+# row, N chunks, J key tokens.
 
 LEVEL_FEATURES = 256
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Packed inputs of one forward. valid_BL is False for padding and absent media: such tokens are seen by none."""
+    """Packed inputs of one forward. valid_BL is False for padding and absent media: such tokens are seen by
+    none."""
 
     video_BNVC: Tensor
     audio_BNTC: Tensor
@@ -35,7 +36,8 @@ class Tokens:
 
 
 def attention_mask(structure_LJ: Tensor, valid_BJ: Tensor) -> Tensor:
-    """[B, 1, L, J]: the structure, without invalid keys; a token always sees itself, or an all-masked row is NaN."""
+    """[B, 1, L, J]: the structure, without invalid keys; a token always sees itself, or an all-masked row is
+    NaN."""
     num_queries, num_keys = structure_LJ.shape
     own_LJ = torch.eye(num_keys, dtype=torch.bool, device=valid_BJ.device)[num_keys - num_queries :]
     return ((structure_LJ.to(valid_BJ.device) & valid_BJ[:, None, :]) | own_LJ)[:, None]
@@ -46,17 +48,18 @@ class LevelEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(LEVEL_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.first = nn.Linear(LEVEL_FEATURES, width)
+        self.second = nn.Linear(width, width)
         self.modality = nn.Embedding(3, width)  # video, audio, condition
 
     def forward(self, level_BK: Tensor) -> Tensor:
         half = LEVEL_FEATURES // 2
         frequencies = torch.exp(-math.log(1e4) * torch.arange(half, device=level_BK.device) / half)
         angles = level_BK.float()[..., None] * 1000 * frequencies  # fp32 until after sin and cos
-        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype)
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.first.weight.dtype)
         slots = torch.arange(level_BK.shape[1], device=level_BK.device)
         modality = torch.where(slots == len(slots) - 1, 2, slots // 2 % 2)
-        return F.silu(self.mlp(features) + self.modality(modality))
+        return F.silu(self.second(F.silu(self.first(features))) + self.modality(modality))
 
 
 class Modulation(nn.Module):
@@ -189,11 +192,13 @@ class WorldTransformer(nn.Module):
         time_offset_s: float = 0.0,
         keep_cache: bool = False,
     ) -> dict[str, Tensor | list[KeyValue]]:
-        """Returns video [B, chunks, tokens, patch*C] and audio [B, chunks, steps, C] in fp32, `features` [B, L, D] after
-        block `features` (1-based), and with keep_cache the unrotated keys and values of each block.
+        """Returns video [B, chunks, tokens, patch*C] and audio [B, chunks, steps, C] in fp32, `features` [B,
+        L, D] after block `features` (1-based), and with keep_cache the unrotated keys and values of each
+        block.
 
-        stop_after leaves after that block with the features only (the teacher's early exit). `past` are cached keys
-        and values whose rotary angles and validity are given beside them; all of them are visible.
+        stop_after leaves after that block with the features only (the teacher's early exit). `past` are
+        cached keys and values whose rotary angles and validity are given beside them; all of them are
+        visible.
         """
         layout = self.layout if layout is None else layout
         device = level_BK.device
@@ -234,7 +239,8 @@ class WorldTransformer(nn.Module):
         return out
 
     def encode_text(self, text_BN: Tensor, valid_BL: Tensor) -> list[KeyValue]:
-        """Unrotated keys and values of the text in every block: it sees only itself, so a rollout needs them once."""
+        """Unrotated keys and values of the text in every block: it sees only itself, so a rollout needs them
+        once."""
         layout = self.layout.of(num_chunks=0, text=True)
         x_BLD = self.text_in(text_BN) + self.kind.weight[TEXT]
         level_BKD = self.levels(torch.zeros(len(text_BN), 1, device=text_BN.device))
@@ -249,7 +255,8 @@ class WorldTransformer(nn.Module):
         return cache
 
     def _embed(self, tokens: Tokens, layout: Layout) -> Tensor:
-        """Every modality's path runs every time, present or not: ZeRO-3's collectives must match on all ranks."""
+        """Every modality's path runs every time, present or not: ZeRO-3's collectives must match on all
+        ranks."""
         dtype = self.video_in.weight.dtype
         kind = self.kind(torch.arange(len(MODALITIES), device=tokens.valid_BL.device))
         action = torch.where(

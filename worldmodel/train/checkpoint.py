@@ -1,7 +1,7 @@
 """Checkpoints as sharded safetensors that re-slice to any world size. Never pickle.
 
-A checkpoint folder holds shard-RRRRR-of-WWWWW.safetensors of each rank (flat fp32 slices named kind/parameter) and
-model.json (step, parameter shapes, world size, model description).
+A checkpoint folder holds shard-RRRRR-of-WWWWW.safetensors of each rank (flat fp32 slices named
+kind/parameter) and model.json (step, parameter shapes, world size, model description).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ REMEDY = "resume from an older commit or restore the file"
 
 
 class CheckpointMismatch(ValueError):
-    """The checkpoint does not fit the model or is damaged; the message names what differs or what is missing."""
+    """The checkpoint does not fit the model or is damaged; the message names what differs or what is
+    missing."""
 
 
 def shard_name(rank: int, world_size: int) -> str:
@@ -74,7 +75,9 @@ class CheckpointReader:
         self.folder = folder
         self.model = read_model_file(folder)
         self.world_size = int(self.model["world_size"])
-        self.files = [_open_shard(folder / shard_name(rank, self.world_size)) for rank in range(self.world_size)]
+        self.files = [
+            _open_shard(folder / shard_name(rank, self.world_size)) for rank in range(self.world_size)
+        ]
 
     def slice(self, kind: str, name: str, start: int, end: int) -> Tensor:
         """[start, end) of a flattened parameter, fp32."""
@@ -103,7 +106,8 @@ class CheckpointReader:
 
 @torch.no_grad()
 def load_checkpoint(folder: Path, engine: Engine) -> int:
-    """Fills the engine from a checkpoint of any world size; returns its step. CheckpointMismatch names what differs."""
+    """Fills the engine from a checkpoint of any world size; returns its step. CheckpointMismatch names what
+    differs."""
     reader = CheckpointReader(folder)
     shards = engine.shards()
     saved = {name: tuple(shape) for name, shape in reader.model["shapes"].items()}
@@ -112,8 +116,9 @@ def load_checkpoint(folder: Path, engine: Engine) -> int:
         differing = [n for n in sorted(saved.keys() | ours.keys()) if saved.get(n) != ours.get(n)]
         name = differing[0]
         raise CheckpointMismatch(
-            f"{folder}: checkpoint of another model: {len(differing)} of {len(ours)} parameters differ, first {name}: "
-            f"saved {saved.get(name)}, this model {ours.get(name)}; use the config it was trained with or another name"
+            f"{folder}: checkpoint of another model: {len(differing)} of {len(ours)} parameters differ, "
+            f"first {name}: saved {saved.get(name)}, this model {ours.get(name)}; "
+            f"use the config it was trained with or another name"
         )
     for name, shard in shards.items():
         for kind, part in shard.parts.items():

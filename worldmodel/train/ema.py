@@ -1,8 +1,8 @@
 """The EMA teacher under ZeRO-3: fp32 flat shards, updated without any communication.
 
-Gather-and-write EMAs are silent no-ops under ZeRO-3 (writes are dropped at re-partition), and bf16 EMAs stall. Here
-the teacher is a second ZeRO-3 module whose shards line up with the student's; they are views of flat buffers that are
-refreshed from the fp32 average after each step.
+Gather-and-write EMAs are silent no-ops under ZeRO-3 (writes are dropped at re-partition), and bf16 EMAs
+stall. Here the teacher is a second ZeRO-3 module whose shards line up with the student's; they are views of
+flat buffers that are refreshed from the fp32 average after each step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class ShardEma:
         theirs = {prefix + name: parameter for name, parameter in teacher.module.named_parameters()}
         for name, parameter in theirs.items():
             _check_alignment(name, ours[name], parameter)
-        # With equal master and model dtype DeepSpeed shares the tensors: clone, or the average is the student itself.
+        # With equal master and model dtype DeepSpeed shares the tensors: clone, or the average is the student
+        # itself.
         self.average = [flat.detach().float().clone() for flat in self.optimizer.fp32_partitioned_groups_flat]
         self.shards = [
             torch.empty_like(average, dtype=flat.dtype)
@@ -39,14 +40,17 @@ class ShardEma:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """average <- decay * average + (1 - decay) * student, on this rank's shard. Call only when a step was applied."""
+        """average <- decay * average + (1 - decay) * student, on this rank's shard. Call only when a step was
+        applied."""
         student = [flat.detach() for flat in self.optimizer.fp32_partitioned_groups_flat]
-        torch._foreach_lerp_(self.average, student, 1.0 - decay)
+        for average, flat in zip(self.average, student, strict=True):
+            average.lerp_(flat, 1.0 - decay)
         self.publish()
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Writes the average into the teacher's shards, after full copies that are still around were dropped."""
+        """Writes the average into the teacher's shards, after full copies that are still around were
+        dropped."""
         self.teacher.optimizer.partition_all_parameters()
         for shard, average in zip(self.shards, self.average, strict=True):
             shard.copy_(average)

@@ -1,7 +1,9 @@
-"""Two engines behind one interface: ZeroEngine (DeepSpeed ZeRO-3, any number of ranks) and PlainEngine (one process).
+"""Two engines behind one interface: ZeroEngine (DeepSpeed ZeRO-3, any number of ranks) and PlainEngine (one
+process).
 
-Each owns the student, its optimizer and the EMA teacher. Both keep bf16 weights with an fp32 master when precision is
-bf16. A *shard* is this rank's flat fp32 slice of each parameter: [rank * part, (rank + 1) * part), part = ceil(n / ranks).
+Each owns the student, its optimizer and the EMA teacher. Both keep bf16 weights with an fp32 master when
+precision is bf16. A *shard* is this rank's flat fp32 slice of each parameter: [rank * part, (rank + 1) *
+part), part = ceil(n / ranks).
 """
 
 from __future__ import annotations
@@ -117,9 +119,8 @@ class PlainEngine:
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
-        torch._foreach_lerp_(
-            list(self.ema.values()), [self.master[n].detach() for n in self.ema], 1.0 - decay
-        )
+        for name, average in self.ema.items():
+            average.lerp_(self.master[name].detach(), 1.0 - decay)
         self._publish_teacher()
 
     def all_reduce(self, vector: Tensor) -> Tensor:
@@ -253,7 +254,8 @@ def _settings(cfg: RunConfig, micro_batches: int) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "zero_optimization": {
             "stage": 3,
-            # Persistent full copies would go stale in the teacher, whose shards change behind DeepSpeed's back.
+            # Persistent full copies would go stale in the teacher, whose shards change behind DeepSpeed's
+            # back.
             "stage3_param_persistence_threshold": 0,
             "stage3_prefetch_bucket_size": 0,
             "overlap_comm": False,
@@ -264,7 +266,8 @@ def _settings(cfg: RunConfig, micro_batches: int) -> dict[str, Any]:
 
 
 def _import_deepspeed(device: torch.device) -> Any:
-    """Imports DeepSpeed quietly. On CPU it would compile a shared-memory operator at start; gloo does not need it."""
+    """Imports DeepSpeed quietly. On CPU it would compile a shared-memory operator at start; gloo does not
+    need it."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", module="deepspeed")

@@ -1,4 +1,5 @@
-"""The training loop. It knows neither Ray nor storage: batches come from an iterator, commits go to a callable."""
+"""The training loop. It knows neither Ray nor storage: batches come from an iterator, commits go to a
+callable."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls: `consumed` after each trained micro-batch, `commit(step)` to store weights and ledger."""
+    """What the loop calls: `consumed` after each trained micro-batch, `commit(step)` to store weights and
+    ledger."""
 
     commit: Callable[[int], None]
     consumed: Callable[[LatentBatch], None] = lambda batch: None
@@ -59,10 +61,12 @@ def train(
     hooks: Hooks,
     enough_clips: int = SEEN_BEFORE_RATE,
 ) -> Outcome:
-    """Trains until `cfg.train.steps`. Each item of `stream` is this rank's micro-batches of one step, the same number
-    on every rank. TrainingDiverged when a loss is not finite."""
+    """Trains until `cfg.train.steps`. Each item of `stream` is this rank's micro-batches of one step, the
+    same number on every rank. TrainingDiverged when a loss is not finite."""
     previous, previous_counts, previous_row = Signals(), torch.zeros(2), {}
-    committed = start_step or -1  # what is already stored is not stored twice: its folder would be overwritten
+    committed = (
+        start_step or -1
+    )  # what is already stored is not stored twice: its folder would be overwritten
     clips_seen = clips_bad = 0.0
     for step in range(start_step, cfg.train.steps):
         began = time.perf_counter()
@@ -93,7 +97,8 @@ def train(
             )
             return Outcome("quarantine", step, reason)
 
-        signals = Signals(wait_s=wait_s)
+        tokens = torch.stack([one.valid_BL.sum() for one in draws]).sum()
+        signals = Signals(wait_s=wait_s, tokens=float(tokens))
         rate = learning_rate(step, cfg.train.steps, cfg.optim)
         for one in draws:
             losses = self_flow_losses(engine.student, engine.teacher, one, cfg.objective, cfg.model.depth)
@@ -110,7 +115,9 @@ def train(
         previous_row = {"step": step, "grad_norm": norm, "learning_rate": rate}
         done = step + 1
         commit_now = done % cfg.train.checkpoint_every == 0 or done == cfg.train.steps
-        if commit_now:  # weights that are not finite must not be committed, so the flag cannot wait for the next step
+        if (
+            commit_now
+        ):  # weights that are not finite must not be committed, so the flag cannot wait for the next step
             total = Signals.from_tensor(engine.all_reduce(signals.to_tensor(engine.device)))
             _report(previous_row, total, previous_counts, cfg, engine, hooks)
             previous, previous_row = Signals(), {}
@@ -124,8 +131,9 @@ def train(
 
 @torch.no_grad()
 def evaluate(engine: Engine, batches: list[LatentBatch], cfg: RunConfig, layout: Layout) -> dict[str, float]:
-    """Held-out velocity error of the EMA weights at homogeneous t, and with a clean half as history. The training loss
-    mixes noise levels, so it is not comparable between objectives; this is. Every rank brings equally many batches."""
+    """Held-out velocity error of the EMA weights at homogeneous t, and with a clean half as history. The
+    training loss mixes noise levels, so it is not comparable between objectives; this is. Every rank brings
+    equally many batches."""
     cases = [(f"eval_{{}}_t{t:.1f}", t, 0) for t in EVALUATED_T]
     cases.append(("eval_{}_history", 0.5, layout.num_chunks // 2))
     sums = torch.zeros(len(cases), 2, 2, dtype=torch.float64)
@@ -161,7 +169,9 @@ def _report(
 ) -> None:
     """Hands out the row of a finished step. TrainingDiverged when its loss was not finite."""
     step = int(row["step"])
-    means = step_row(step, total, counts, align_weight=cfg.objective.align_weight, world_size=engine.world_size)
+    means = step_row(
+        step, total, counts, align_weight=cfg.objective.align_weight, world_size=engine.world_size
+    )
     hooks.on_row({**means, **row})
     if total.not_finite:
         raise TrainingDiverged(f"the loss of step {step} is not finite; lower optim.lr (now {cfg.optim.lr})")

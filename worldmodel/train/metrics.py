@@ -14,7 +14,7 @@ from worldmodel.self_flow import LEARNED, Draw, Losses
 class Signals:
     """The one small all-reduce of a step: sums over ranks of everything that a collective decision needs.
 
-    counts are of the step that begins; losses and times are of the step before.
+    counts and clips are of the step that begins; losses, tokens and times are of the step before.
     """
 
     count_video: float = 0.0
@@ -35,6 +35,7 @@ class Signals:
     masked_audio: float = 0.0
     gap_video: float = 0.0
     gap_audio: float = 0.0
+    tokens: float = 0.0
     wait_s: float = 0.0
     step_s: float = 0.0
 
@@ -83,6 +84,6 @@ def step_row(
     row["loss"] = total
     step_s = signals.step_s / world_size
     row["step_s"] = step_s
-    row["tokens_per_s"] = float(counts.sum()) / step_s if step_s else 0.0
+    row["tokens_per_s"] = signals.tokens / step_s if step_s else 0.0
     row["stall_fraction"] = signals.wait_s / signals.step_s if signals.step_s else 0.0
     return row

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from worldmodel.config import OptimConfig
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], cfg: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(parameters: Iterable[Tensor], cfg: OptimConfig) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only."""
     everything = list(parameters)
     groups = [

@@ -1,0 +1,223 @@
+"""ZeroEngine on 2 gloo ranks against PlainEngine in one process: 20 losses of the default config, and the EMA.
+
+Both read the same latents of real clips and draw the same noise; in one step one rank has no sound. Prediction:
+losses within 1e-3 in fp32 and 1e-2 in bf16 (bf16 weights and fp32 master on both sides); the teacher's own weights
+within 1e-6 of an average that is computed in fp64 from the gathered fp32 weights, and not where they began.
+Beside it stands how far PlainEngine is from itself when it runs its micro-batches in the other order: what rounding
+alone does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from avtok.load import codec_spec
+from ray_jobs.bench import Measured, run_ranks
+from ray_jobs.dataset import local_stream
+from ray_jobs.index import index_sources
+from ray_jobs.plan import Plan, make_plan
+from ray_jobs.render import render_clip
+from worldmodel.batch import LatentBatch, ModalityLatents
+from worldmodel.config import RunConfig
+from worldmodel.layout import Layout
+from worldmodel.load_config import dump_config, load_config
+from worldmodel.train.engine import TEACHER_PREFIX, Engine, PlainEngine, ZeroEngine
+from worldmodel.train.loop import Hooks, train
+from worldmodel.train.optim import ema_decay
+
+LOSSES = 20
+CLIPS = 64
+SILENT = 7  # global index of the micro-batch without sound; odd, so it is rank 1's
+PRECISIONS = ("fp32", "bf16")
+
+
+def run(smoke: bool) -> Measured:
+    """Three runs a precision, one after the other: plain, plain in the other order, ZeRO-3 on two ranks."""
+    steps, clips = (6, 16) if smoke else (LOSSES, CLIPS)
+    with tempfile.TemporaryDirectory(prefix="worldmodel-bench-parity-") as place:
+        folder = Path(place)
+        cfg = _prepare(folder, steps=steps, clips=clips)
+        found = {
+            precision: {
+                variant: _measure(folder, precision, variant) for variant in ("plain", "swapped", "zero")
+            }
+            for precision in PRECISIONS
+        }
+        log = (folder / "log.txt").read_text("utf-8", errors="replace")
+    raw: dict[str, Any] = {"steps": steps, "silent_micro_batch": SILENT, "runs": found}
+    for precision, runs in found.items():
+        plain = runs["plain"]["losses"]
+        raw[f"relative_loss_differences_{precision}"] = _relative(plain, runs["zero"]["losses"])
+        raw[f"relative_loss_differences_of_order_alone_{precision}"] = _relative(
+            plain, runs["swapped"]["losses"]
+        )
+    ema = found["fp32"]["zero"]["ema"]
+    return Measured(
+        figures={
+            "max_relative_loss_difference_fp32": max(raw["relative_loss_differences_fp32"]),
+            "max_relative_loss_difference_bf16": max(raw["relative_loss_differences_bf16"]),
+            "ema_max_difference": ema["max_difference"],
+            "ema_moved": ema["max_movement"] > 0,
+        },
+        raw=raw,
+        n=steps,
+        baseline={
+            **{f"plain_losses_{precision}": found[precision]["plain"]["losses"] for precision in PRECISIONS},
+            "ema_max_movement": ema["max_movement"],
+        },
+        config=dump_config(cfg),
+        log=log,
+    )
+
+
+def _prepare(folder: Path, *, steps: int, clips: int) -> RunConfig:
+    """Clips, plan, filled latent cache and config.yaml, for every run alike."""
+    source = folder / "clips"
+    source.mkdir()
+    for index in range(clips):
+        render_clip("bounce_one", index, out=str(source), seed=0, duration_s=2.0)
+    # data.held_out=0 is where it differs from the default config: every clip is trained on
+    cfg = load_config(
+        None,
+        [f"data.manifest={source}", f"data.cache={folder / 'cache'}", "data.held_out=0.0"]
+        + [f"train.steps={steps}", f"train.checkpoint_every={steps}", "train.device=cpu"],
+    )
+    (folder / "config.yaml").write_text(dump_config(cfg))
+    index_sources([str(source)], out=str(folder / "manifest.parquet"))
+    plan = make_plan(str(folder / "manifest.parquet"), cfg)
+    plan.save(folder / "plan.parquet")
+    for _ in local_stream(plan, cfg, start_step=0, end_step=steps):
+        pass
+    return cfg
+
+
+def _measure(folder: Path, precision: str, variant: str) -> dict[str, Any]:
+    ranks = 2 if variant == "zero" else 1
+    out = folder / f"{precision}-{variant}.json"
+    run_ranks(Path(__file__), ranks, [str(folder), precision, variant, str(out)], log=folder / "log.txt")
+    return json.loads(out.read_text())
+
+
+def _relative(reference: list[float], other: list[float]) -> list[float]:
+    return [abs(a - b) / abs(a) for a, b in zip(reference, other, strict=True)]
+
+
+class GatheredAverage:
+    """The reference EMA: fp64, of whole fp32 weights that DeepSpeed itself gathers, and the teacher beside it."""
+
+    def __init__(self, engine: ZeroEngine) -> None:
+        self.engine, self.updates = engine, 0
+        self.average = self._student()
+        self.start = {name: weight.clone() for name, weight in self.average.items()}
+        self.difference_per_step: list[float] = []
+        self.movement_per_step: list[float] = []
+        self.update_ema, engine.update_ema = engine.update_ema, self.after_update
+
+    def after_update(self, decay: float) -> None:
+        self.update_ema(decay)
+        ours = ema_decay(self.updates, 0.999)
+        self.updates += 1
+        for name, weight in self._student().items():
+            self.average[name] = ours * self.average[name] + (1 - ours) * weight
+        teacher = self._teacher()
+        self.difference_per_step.append(_largest_difference(teacher, self.average))
+        self.movement_per_step.append(_largest_difference(teacher, self.start))
+
+    def _student(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        named = self.engine.engine.module.named_parameters()
+        return {
+            name.removeprefix(TEACHER_PREFIX): safe_get_full_fp32_param(parameter).double().clone()
+            for name, parameter in named
+            if name.startswith(TEACHER_PREFIX)
+        }
+
+    def _teacher(self) -> dict[str, Tensor]:
+        """What the teacher's forward pass reads."""
+        from deepspeed.zero import GatheredParameters
+
+        module = self.engine.teacher_engine.module
+        with GatheredParameters(list(module.parameters())):
+            return {name: p.detach().double().clone() for name, p in module.named_parameters()}
+
+
+def _largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys(), "both are the transformer"
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def _without_sound(batch: LatentBatch) -> LatentBatch:
+    audio = batch.audio
+    silent = torch.zeros_like(audio.valid_BT)
+    return dataclasses.replace(
+        batch, audio=ModalityLatents(torch.zeros_like(audio.latents), silent, silent, audio.time_s_T2)
+    )
+
+
+def _stream(plan: Plan, cfg: RunConfig, engine: Engine, *, swapped: bool) -> Iterator[list[LatentBatch]]:
+    silent = plan.batch_at(SILENT)[:2]
+    steps = local_stream(
+        plan, cfg, start_step=0, end_step=cfg.train.steps, rank=engine.rank, world_size=engine.world_size
+    )
+    for batches in steps:
+        step = [_without_sound(b) if (b.epoch, b.batch_id) == silent else b for b in batches]
+        yield step[::-1] if swapped else step
+
+
+def _rank() -> None:
+    """One rank of one run; rank 0 writes losses, gradient norms and what became of the EMA."""
+    parser = argparse.ArgumentParser()
+    for name in ("folder", "precision", "variant", "out"):
+        parser.add_argument(name)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(given.folder)
+    cfg = load_config(folder / "config.yaml", [f"train.precision={given.precision}"])
+    layout = Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
+    watched = None
+    if given.variant == "zero":
+        world_size = int(os.environ["WORLD_SIZE"])
+        dist.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=world_size)
+        engine: Engine = ZeroEngine(cfg, layout, micro_batches=cfg.train.micro_batches // world_size)
+        watched = GatheredAverage(engine)
+    else:
+        engine = PlainEngine(cfg, layout)
+    rows: list[dict[str, float]] = []
+    stream = _stream(Plan.load(folder / "plan.parquet"), cfg, engine, swapped=given.variant == "swapped")
+    hooks = Hooks(commit=lambda step: None, on_row=rows.append)
+    train(engine, stream, cfg, layout, start_step=0, hooks=hooks)
+    if engine.rank == 0:
+        found: dict[str, Any] = {key: [row[name] for row in rows] for key, name in COLUMNS.items()}
+        if watched:
+            found["ema"] = {
+                "max_difference": max(watched.difference_per_step),
+                "max_movement": max(watched.movement_per_step),
+                "difference_per_step": watched.difference_per_step,
+                "movement_per_step": watched.movement_per_step,
+            }
+        Path(given.out).write_text(json.dumps(found))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+COLUMNS = {
+    "losses": "loss",
+    "losses_video": "loss_video",
+    "gradient_norms": "grad_norm",
+    "tokens_audio": "tokens_audio",
+}
+
+if __name__ == "__main__":
+    _rank()

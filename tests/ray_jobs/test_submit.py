@@ -1,0 +1,268 @@
+"""Jobs on a real cluster: a head without CPUs for work and a second node, both on the loopback."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ray_jobs.cluster import connect
+from ray_jobs.errors import JobError, UserError
+from ray_jobs.runtime_env import ROOT, job_runtime_env, runtime_env
+from ray_jobs.submit import auth_headers, check_paths, job_client, normal_address, submit, submit_command
+
+TOKEN = "a token of this test and of no other"
+START_S = 90
+NUM_CPUS = 4  # of each of the two nodes
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("http://head:8265", "http://head:8265"),
+        ("http://head:8265/", "http://head:8265"),
+        ("https://ray.example.org", "https://ray.example.org"),
+        ("head", "http://head:8265"),
+        ("head:9000", "http://head:9000"),
+        ("ray://head:10001", "http://head:8265"),
+        ("ray://[::1]:10001", "http://[::1]:8265"),
+        ("auto", "http://127.0.0.1:8265"),
+    ],
+)
+def test_every_form_of_address_becomes_the_dashboard_url(given, url):
+    assert normal_address(given) == url
+
+
+@pytest.mark.parametrize("given", ["ftp://head:21", "http://", ""])
+def test_what_is_no_address_is_refused(given):
+    with pytest.raises(UserError, match="--address"):
+        normal_address(given)
+
+
+def test_an_address_where_nothing_listens_is_one_clear_line():
+    with pytest.raises(UserError, match=r"no Ray dashboard answers at http://127.0.0.1:\d+ \(Connection refused\)"):
+        job_client(f"127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match="no Ray cluster answers"):
+        connect(f"127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match="worldmodel submit"):
+        connect("http://127.0.0.1:8265")
+
+
+def test_another_web_server_is_not_taken_for_a_dashboard():
+    server = HTTPServer(("127.0.0.1", 0), NoDashboard)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(UserError, match="another program answers"):
+            job_client(f"127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+
+
+def test_results_of_a_job_must_go_to_absolute_paths(tmp_path):
+    for args in (["--out", "runs/demo"], ["--out=runs/demo"]):
+        with pytest.raises(UserError, match=r"--out=runs/demo: .* absolute path"):
+            check_paths("demo", args, ROOT)
+    with pytest.raises(UserError, match="--out is missing"):
+        check_paths("demo", [], ROOT)
+    with pytest.raises(UserError, match="storage=runs"):
+        check_paths("train", ["configs/demo.yaml"], ROOT)
+    with pytest.raises(UserError, match=r"data\.manifest=clips"):
+        check_paths("train", ["configs/demo.yaml", "--set=storage=/runs", "--set", "data.manifest=clips"], ROOT)
+    with pytest.raises(UserError, match="cannot be a job"):
+        submit("doctor", [], address="head")
+
+
+def test_the_config_of_a_job_travels_with_it(tmp_path):
+    storage = ["--set", "storage=/mnt/runs"]
+    here = str(ROOT / "configs" / "demo.yaml")
+    assert check_paths("train", [here, *storage], ROOT) == ["configs/demo.yaml", *storage]
+    outside = tmp_path / "mine.yaml"
+    outside.write_text("seed: 1\n")
+    assert check_paths("train", [str(outside), *storage], tmp_path) == ["mine.yaml", *storage]
+    with pytest.raises(UserError, match="lies outside of what is sent"):
+        check_paths("train", [str(outside), *storage], ROOT)
+
+
+def test_the_token_is_found_where_ray_looks_for_it(tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert auth_headers() == {}
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of the home\n")
+    assert auth_headers() == {"Authorization": "Bearer of the home"}
+    (tmp_path / "token").write_text("of the path")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert auth_headers() == {"Authorization": "Bearer of the path"}
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the variable")
+    assert auth_headers() == {"Authorization": "Bearer of the variable"}
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert auth_headers() == {}
+
+
+def test_a_job_does_not_send_its_code_a_second_time(monkeypatch):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert runtime_env(local=False)["working_dir"] == str(ROOT)
+    sent = '{"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "2"}, "working_dir": "gcs://package.zip"}}'
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", sent)
+    assert runtime_env(local=False) == {"env_vars": {}}  # a key given twice would be refused by Ray
+
+
+def test_a_folder_of_ones_own_travels_with_the_packages_beside_it(tmp_path):
+    environment = job_runtime_env(tmp_path)
+    assert environment["working_dir"] == str(tmp_path)
+    assert {Path(p).name for p in environment["py_modules"]} == {"worldmodel", "ray_jobs", "avtok"}
+
+
+@dataclass
+class TwoNodes:
+    """What the tests need to know of the cluster."""
+
+    dashboard: str
+    folder: Path
+    lines: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[TwoNodes]:
+    """`ray start` of a head and a node with a token, in their own sessions; stopped by their own process ids."""
+    folder = Path(tempfile.mkdtemp(prefix="wm-", dir="/tmp"))  # short: socket paths end at 107 characters
+    (folder / "token").write_text(TOKEN)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+        environment.pop(name, None)
+    gcs, dashboard = free_port(), free_port()
+    common = ["--block", "--disable-usage-stats", f"--num-cpus={NUM_CPUS}", "--object-store-memory=150000000"]
+    head = [f"--port={gcs}", "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}/ray"]
+    head += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
+    with (
+        ray_start(["--head", "--node-ip-address=127.0.0.1", *head, *common, *own_ports()], environment, folder / "head.log"),
+        ray_start(
+            [f"--address=127.0.0.1:{gcs}", "--node-ip-address=127.0.0.1", *common, *own_ports()],
+            environment,
+            folder / "node.log",
+        ),
+    ):
+        cluster = TwoNodes(f"http://127.0.0.1:{dashboard}", folder)
+        until(lambda: answers(dashboard), "the dashboard", folder)
+        yield cluster
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def with_token(two_nodes: TwoNodes, monkeypatch: pytest.MonkeyPatch) -> TwoNodes:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(two_nodes.folder / "token"))
+    return two_nodes
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_demo_runs_as_a_job_on_two_nodes(with_token, tmp_path):
+    settings = ["train.steps=4", "train.checkpoint_every=2", "train.evaluate_clips=4", "data.batch_clips=4"]
+    settings += ["rollout.clips=2", "rollout.steps=2"]
+    args = ["--out", str(tmp_path / "run"), "--clips", "16"]
+    args += [word for setting in settings for word in ("--set", setting)]
+    lines: list[str] = []
+    result = submit("demo", args, address=with_token.dashboard, on_line=lines.append)
+    assert result.status == "SUCCEEDED", "".join(lines)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert any("report: " in line for line in lines)
+
+    census = "import ray; ray.init(); from ray.util.state import list_actors, list_tasks; " \
+        "[print('ran on', n['NodeID'] if n['Alive'] else '') for n in ray.nodes()]; " \
+        "[print('actor', a.class_name, a.node_id) for a in list_actors(detail=True, limit=999)]"
+    seen: list[str] = []
+    submit_command(f'python -c "{census}"', address=with_token.dashboard, on_line=seen.append)
+    print("".join(seen))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_failed_job_ends_with_the_last_lines_of_its_log(with_token):
+    with pytest.raises(JobError) as caught:
+        submit_command("echo before; echo the disk is full; exit 3", address=with_token.dashboard)
+    assert "exit code 3" in caught.value.lines[0]
+    assert caught.value.lines[-2:] == ["before", "the disk is full"]
+
+
+class NoDashboard(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def own_ports() -> list[str]:
+    """No fixed port: other clusters may run on this machine."""
+    return [
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--dashboard-agent-listen-port={free_port()}",
+        f"--dashboard-agent-grpc-port={free_port()}",
+        f"--metrics-export-port={free_port()}",
+    ]
+
+
+@contextmanager
+def ray_start(args: list[str], environment: dict[str, str], log: Path) -> Iterator[None]:
+    ray = Path(sys.executable).parent / "ray"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [str(ray), "start", *args], env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+    until(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, "ray start", log.parent)
+    assert process.poll() is None, log.read_text()
+    try:
+        yield
+    finally:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=15)
+        for one in alive:
+            one.kill()
+        process.wait(5)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(fact, what: str, folder: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while not fact():
+        if time.monotonic() > deadline:
+            logs = "\n".join(f"{log.name}: {log.read_text()[-2000:]}" for log in folder.glob("*.log"))
+            raise AssertionError(f"{what} did not come up in {START_S} s\n{logs}")
+        time.sleep(0.2)
