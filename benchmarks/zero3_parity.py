@@ -40,17 +40,21 @@ LOSSES = 20
 CLIPS = 64
 SILENT = 7  # global index of the micro-batch without sound; odd, so it is rank 1's
 PRECISIONS = ("fp32", "bf16")
+SMOKE = ["model.depth=2", "model.width=64", "model.head_dim=32", "data.batch_clips=4"]
 
 
 def run(smoke: bool) -> Measured:
-    """Three runs a precision, one after the other: plain, plain in the other order, ZeRO-3 on two ranks."""
-    steps, clips = (6, 16) if smoke else (LOSSES, CLIPS)
+    """Three runs a precision: plain, plain in the other order, ZeRO-3 on two ranks."""
+    steps, clips = (4, 16) if smoke else (LOSSES, CLIPS)
     with tempfile.TemporaryDirectory(prefix="worldmodel-bench-parity-") as place:
         folder = Path(place)
-        cfg = _prepare(folder, steps=steps, clips=clips)
+        cfg = _prepare(folder, steps=steps, clips=clips, overrides=SMOKE if smoke else [])
+        for ranks in (1, 2):
+            run_ranks(Path(__file__), ranks, [str(folder)], log=folder / "log.txt")
         found = {
             precision: {
-                variant: _measure(folder, precision, variant) for variant in ("plain", "swapped", "zero")
+                variant: json.loads((folder / f"{precision}-{variant}.json").read_text())
+                for variant in ("plain", "swapped", "zero")
             }
             for precision in PRECISIONS
         }
@@ -81,7 +85,7 @@ def run(smoke: bool) -> Measured:
     )
 
 
-def _prepare(folder: Path, *, steps: int, clips: int) -> RunConfig:
+def _prepare(folder: Path, *, steps: int, clips: int, overrides: list[str]) -> RunConfig:
     """Clips, plan, filled latent cache and config.yaml, for every run alike."""
     source = folder / "clips"
     source.mkdir()
@@ -91,7 +95,7 @@ def _prepare(folder: Path, *, steps: int, clips: int) -> RunConfig:
     cfg = load_config(
         None,
         [f"data.manifest={source}", f"data.cache={folder / 'cache'}", "data.held_out=0.0"]
-        + [f"train.steps={steps}", f"train.checkpoint_every={steps}", "train.device=cpu"],
+        + [f"train.steps={steps}", f"train.checkpoint_every={steps}", "train.device=cpu", *overrides],
     )
     (folder / "config.yaml").write_text(dump_config(cfg))
     index_sources([str(source)], out=str(folder / "manifest.parquet"))
@@ -100,13 +104,6 @@ def _prepare(folder: Path, *, steps: int, clips: int) -> RunConfig:
     for _ in local_stream(plan, cfg, start_step=0, end_step=steps):
         pass
     return cfg
-
-
-def _measure(folder: Path, precision: str, variant: str) -> dict[str, Any]:
-    ranks = 2 if variant == "zero" else 1
-    out = folder / f"{precision}-{variant}.json"
-    run_ranks(Path(__file__), ranks, [str(folder), precision, variant, str(out)], log=folder / "log.txt")
-    return json.loads(out.read_text())
 
 
 def _relative(reference: list[float], other: list[float]) -> list[float]:
@@ -146,7 +143,7 @@ class GatheredAverage:
 
     def _teacher(self) -> dict[str, Tensor]:
         """What the teacher's forward pass reads."""
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         module = self.engine.teacher_engine.module
         with GatheredParameters(list(module.parameters())):
@@ -176,30 +173,22 @@ def _stream(plan: Plan, cfg: RunConfig, engine: Engine, *, swapped: bool) -> Ite
         yield step[::-1] if swapped else step
 
 
-def _rank() -> None:
-    """One rank of one run; rank 0 writes losses, gradient norms and what became of the EMA."""
-    parser = argparse.ArgumentParser()
-    for name in ("folder", "precision", "variant", "out"):
-        parser.add_argument(name)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    folder = Path(given.folder)
-    cfg = load_config(folder / "config.yaml", [f"train.precision={given.precision}"])
+def _measure(folder: Path, precision: str, variant: str) -> None:
+    """One run of this rank; rank 0 writes losses, gradient norms and what became of the EMA."""
+    cfg = load_config(folder / "config.yaml", [f"train.precision={precision}"])
     layout = Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
     watched = None
-    if given.variant == "zero":
-        world_size = int(os.environ["WORLD_SIZE"])
-        dist.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=world_size)
-        engine: Engine = ZeroEngine(cfg, layout, micro_batches=cfg.train.micro_batches // world_size)
+    if variant == "zero":
+        engine = ZeroEngine(cfg, layout, micro_batches=cfg.train.micro_batches // dist.get_world_size())
         watched = GatheredAverage(engine)
     else:
         engine = PlainEngine(cfg, layout)
     rows: list[dict[str, float]] = []
-    stream = _stream(Plan.load(folder / "plan.parquet"), cfg, engine, swapped=given.variant == "swapped")
+    stream = _stream(Plan.load(folder / "plan.parquet"), cfg, engine, swapped=variant == "swapped")
     hooks = Hooks(commit=lambda step: None, on_row=rows.append)
     train(engine, stream, cfg, layout, start_step=0, hooks=hooks)
     if engine.rank == 0:
-        found: dict[str, Any] = {key: [row[name] for row in rows] for key, name in COLUMNS.items()}
+        found: dict[str, Any] = {key: [row.get(name, 0.0) for row in rows] for key, name in COLUMNS.items()}
         if watched:
             found["ema"] = {
                 "max_difference": max(watched.difference_per_step),
@@ -207,8 +196,22 @@ def _rank() -> None:
                 "difference_per_step": watched.difference_per_step,
                 "movement_per_step": watched.movement_per_step,
             }
-        Path(given.out).write_text(json.dumps(found))
-    if dist.is_initialized():
+        (folder / f"{precision}-{variant}.json").write_text(json.dumps(found))
+
+
+def _rank() -> None:
+    """Every run of this rank: plain runs in a world of one, ZeRO-3 runs in a larger one."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    torch.set_num_threads(1)
+    world_size = int(os.environ["WORLD_SIZE"])
+    if world_size > 1:
+        dist.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=world_size)
+    for precision in PRECISIONS:
+        for variant in ("plain", "swapped") if world_size == 1 else ("zero",):
+            _measure(folder, precision, variant)
+    if world_size > 1:
         dist.destroy_process_group()
 
 

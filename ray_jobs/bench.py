@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from ray_jobs.run_folder import run_facts
 from ray_jobs.runtime_env import ROOT
 
 RANK_LIMIT_S = 900
+RANK_POLL_S = 0.2
 LAST_LINES = 5
 
 
@@ -91,15 +93,23 @@ def run_ranks(script: Path, world_size: int, arguments: Sequence[str], *, log: P
             for rank in range(world_size)
         ]
         try:
-            codes = [rank.wait(RANK_LIMIT_S) for rank in ranks]
-        except subprocess.TimeoutExpired:
-            codes = [-1]
+            codes = _exit_codes(ranks)
         finally:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
-    if any(codes):
+    if codes != [0] * world_size:
         raise JobError(f"{script.name} {' '.join(arguments)}: ranks ended with {codes}", *last_lines(log))
+
+
+def _exit_codes(ranks: list[subprocess.Popen[bytes]]) -> list[int | None]:
+    """Until all ended, one failed or the time is up: the others would wait for a dead rank forever."""
+    ends_at = time.monotonic() + RANK_LIMIT_S
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        if None not in codes or any(codes) or time.monotonic() > ends_at:
+            return codes
+        time.sleep(RANK_POLL_S)
 
 
 def last_lines(log: Path) -> list[str]:

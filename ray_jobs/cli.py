@@ -52,7 +52,6 @@ def demo(
 
     out = out.resolve()
     with ProgressDisplay() as display:
-        display("start", {})
         result = run_demo(
             out=out,
             world=world,
@@ -87,8 +86,10 @@ def render(
     """Embedded world -> .mp4 clips and exact truth, as Ray tasks."""
     from ray_jobs.cluster import connect
     from ray_jobs.progress import ProgressDisplay
+    from ray_jobs.render import check_render
     from ray_jobs.render import render as render_clips
 
+    check_render(world, clips=clips, out=out, duration_s=seconds)
     connect(address)
     with ProgressDisplay() as display:
         manifest = render_clips(
@@ -395,7 +396,7 @@ def _short(value: Any) -> str:
 
 
 def _exit_if_stopped(status: str) -> None:
-    """130, as of any program that Ctrl-C ends, so that no script takes a half-trained model for a whole one."""
+    """130, as of any program that Ctrl-C ends: no script takes a half-trained model for a whole one."""
     if status == "stopped":
         typer.echo(f"stopped and committed; resume with the same command: {_command()}", err=True)
         raise typer.Exit(INTERRUPTED)

@@ -127,7 +127,8 @@ def fit_problem(cfg: RunConfig, have: Mapping[str, float]) -> str:
         hint = f"use train.workers={most}" if most else "start Ray with more CPUs (ray start --num-cpus)"
         return (
             f"too few CPUs: train.workers={cfg.train.workers} with "
-            f"data.decode_actors={cfg.data.decode_actors} needs {needed:g}, the cluster has {have.get('CPU', 0):g}; {hint}"
+            f"data.decode_actors={cfg.data.decode_actors} needs {needed:g}, "
+            f"the cluster has {have.get('CPU', 0):g}; {hint}"
         )
     if cfg.train.device == "cuda" and have.get("GPU", 0) < cfg.train.workers:
         return (

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.cluster import connect
-from ray_jobs.render import render
+from ray_jobs.render import check_render, render
+from ray_jobs.run_folder import RunFolder
 from ray_jobs.train_and_report import Say, train_and_report
 from worldmodel.load_config import load_config
 
@@ -46,6 +47,10 @@ def run_demo(
         f"data.cache={out / 'cache'}",
     ]
     cfg = load_config(DEMO_CONFIG, [*places, *overrides])
+    RunFolder(cfg).check_free(cfg)
+    if not source.exists():
+        check_render(world, clips=clips, out=source.parent, duration_s=cfg.data.clip_s)
+    say("start", {})
     connect(address)
     if not source.exists():  # written last: a folder with a manifest is complete
         say("render", {})

@@ -58,7 +58,7 @@ class ProgressDisplay:
         if stage == "train" and "loss" not in info:
             return  # rows of an evaluation
         done = int(info["step"]) + 1 if stage == "train" else info.get("done")
-        note = self._training_note(info) if stage == "train" else ""
+        note = self._training_note(info) if stage == "train" else info.get("note", "")
         if self.terminal:
             self._bar(stage, done, info.get("total"), note)
         else:

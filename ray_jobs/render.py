@@ -37,7 +37,7 @@ def render(
     UserError for bad arguments.
     """
     folder = Path(out).resolve()
-    _check(world, clips=clips, folder=folder, duration_s=duration_s)
+    check_render(world, clips=clips, out=folder, duration_s=duration_s)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / MANIFEST_FILE
     manifest.unlink(missing_ok=True)
@@ -63,7 +63,8 @@ def render(
     return str(manifest)
 
 
-def _check(world: str, *, clips: int, folder: Path, duration_s: float) -> None:
+def check_render(world: str, *, clips: int, out: Path, duration_s: float) -> None:
+    """UserError for arguments that cannot be rendered; needs no Ray."""
     if world not in WORLDS:
         raise UserError(f"no world is named {world!r}; there is {', '.join(WORLDS)}")
     if clips < 1:
@@ -71,11 +72,9 @@ def _check(world: str, *, clips: int, folder: Path, duration_s: float) -> None:
     if round(duration_s * WORLDS[world].fps) < 1:
         raise UserError(f"a clip of {duration_s} s has no frame at {WORLDS[world].fps} fps; use more seconds")
     ours = {clip_name(index) for index in range(clips)}
-    others = [path.name for path in folder.glob("clip_*.mp4") if path.name not in ours]
+    others = [path.name for path in out.glob("clip_*.mp4") if path.name not in ours]
     if others:  # they would be taken for clips of this render by whoever indexes the folder
-        raise UserError(
-            f"{folder} holds {len(others)} other clips, such as {min(others)}; use an empty folder"
-        )
+        raise UserError(f"{out} holds {len(others)} other clips, such as {min(others)}; use an empty folder")
 
 
 def clip_name(index: int) -> str:

@@ -132,9 +132,12 @@ def _data(accounting: dict[str, Any] | None, note: str) -> str:
 <span class="bad" style="width:{len(bad) * share:.2f}%"{"" if bad else " hidden"}></span></div>
 <ul class="key"><li class="used">consumed, {num_epochs} epochs begun</li><li class="bad">quarantined</li>
 <li>remaining</li></ul></div>"""
-    if not bad:
+    left_out = accounting.get("left_out", [])
+    if left_out:
+        html += f'<p class="lead">{len(left_out):,} files could not be planned at all.</p>'
+    if not bad and not left_out:
         return html + '<p class="lead">Nothing was quarantined.</p>'
-    reasons = Counter((row["uri"], row["reason"]) for row in bad).most_common()
+    reasons = Counter((row["uri"], row["reason"]) for row in bad + left_out).most_common()
     body = "".join(
         f"<tr><td>{escape(str(uri))}</td><td>{escape(str(reason))}</td><td>{count}</td></tr>"
         for (uri, reason), count in reasons[:QUARANTINE_ROWS]

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.errors import UserError, disk_full_is_an_error
+from ray_jobs.errors import JobError, UserError, disk_full_is_an_error
 from worldmodel.config import RunConfig
 from worldmodel.load_config import config_difference, dump_config, load_config
 
@@ -93,7 +93,7 @@ class RunFolder:
             write_whole(self.config, dump_config(cfg))
 
     def num_attempts(self) -> int:
-        """Worker groups that have left a checkpoint folder, finished or not: the highest number in their names."""
+        """Worker groups that have left a checkpoint folder, whole or not: the highest number in the names."""
         names = (path.name for path in (self.path / "checkpoints").glob("step-*-*"))
         return max((int(name.rpartition("-")[2]) for name in names), default=0)
 
@@ -121,15 +121,48 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def last_commit(run: Path) -> Path | None:
-    """Folder of the newest committed checkpoint, by Ray Train's own list; None before the first."""
+    """Folder of the newest committed checkpoint, None before the first. Ray Train's own list says which; that
+    is written in place, so a crash or a full disk may cut it short: then the newest whole folder counts."""
+    listed = _listed(run)
+    if listed is not None:
+        latest = listed.get("latest_checkpoint_result")
+        return run / latest["checkpoint_dir_name"] if latest else None
+    whole = [folder for folder in (run / "checkpoints").glob("step-*") if is_whole(folder)]
+    return max(whole, key=lambda folder: folder.name, default=None)
+
+
+def sweep(run: Path) -> None:
+    """Removes what a crash or a full disk left half-written: an unreadable list, folders that are no
+    commit."""
+    listed = _listed(run)
+    if listed is None:
+        (run / SNAPSHOT).unlink(missing_ok=True)
+    kept = {result["checkpoint_dir_name"] for result in (listed or {}).get("checkpoint_results", [])}
+    for folder in (run / "checkpoints").glob("step-*"):
+        if str(folder.relative_to(run)) not in kept and not is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the weights and the ledger of every rank are there in full."""
+    from ray_jobs.accounting import Ledger  # torch and pyarrow come with these two
+    from worldmodel.train.checkpoint import CheckpointMismatch, CheckpointReader
+
     try:
-        snapshot = json.loads((run / SNAPSHOT).read_text())
-    except FileNotFoundError:
+        world_size = CheckpointReader(folder).world_size
+        Ledger.from_files(folder)
+    except (CheckpointMismatch, JobError, OSError, ValueError):
+        return False
+    return len(list(folder.glob("ledger-*.json"))) == world_size
+
+
+def _listed(run: Path) -> dict[str, Any] | None:
+    """Ray Train's list of commits; None when it is missing or cut short."""
+    try:
+        listed = json.loads((run / SNAPSHOT).read_text())
+        return json.loads(listed) if isinstance(listed, str) else listed  # it may be JSON inside JSON
+    except (FileNotFoundError, json.JSONDecodeError):
         return None
-    if isinstance(snapshot, str):  # the snapshot is JSON inside JSON
-        snapshot = json.loads(snapshot)
-    latest = snapshot.get("latest_checkpoint_result")
-    return run / latest["checkpoint_dir_name"] if latest else None
 
 
 def run_facts(command: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ray_jobs.cache import CacheWriteError, LatentCache
 from ray_jobs.errors import UserError
 from ray_jobs.plan import PADDING, Plan, Sample
 from worldmodel.batch import LatentBatch, ModalityLatents
-from worldmodel.config import RunConfig
+from worldmodel.config import DataConfig, RunConfig
 
 # B clips, T latent steps, H W latent rows and columns, C channels, N text tokens, F frames, A action width.
 
@@ -41,7 +41,7 @@ class EncodeBatch:
         self.plan, self.cfg = plan, cfg
         self.video: Any = load_codec(cfg.codec.video)
         self.audio: Any = load_codec(cfg.codec.audio)
-        self._check_codecs()
+        check_codecs(self.video.spec, self.audio.spec, cfg.data)
         self.num_frames = round(cfg.data.clip_s * cfg.data.fps)
         self.video_steps = self.video.spec.steps_of_units(self.num_frames)
         self.audio_steps = self.audio.spec.steps_of_units(round(cfg.data.clip_s * cfg.data.sample_rate))
@@ -157,17 +157,18 @@ class EncodeBatch:
             "actions_valid": actions_valid_F,
         }
 
-    def _check_codecs(self) -> None:
-        video, audio, data = self.video.spec, self.audio.spec, self.cfg.data
-        problems = []
-        if video.modality != "video" or audio.modality != "audio":
-            problems.append(f"codec: {video.name} is for {video.modality}, {audio.name} for {audio.modality}")
-        if video.rate_hz != data.fps:
-            problems.append(f"data.fps={data.fps}, codec {video.name} needs {video.rate_hz}")
-        if audio.rate_hz != data.sample_rate:
-            problems.append(f"data.sample_rate={data.sample_rate}, codec {audio.name} needs {audio.rate_hz}")
-        if problems:
-            raise UserError(*problems)
+
+def check_codecs(video: CodecSpec, audio: CodecSpec, data: DataConfig) -> None:
+    """UserError when the codecs are for something else than the data are decoded to."""
+    problems = []
+    if video.modality != "video" or audio.modality != "audio":
+        problems.append(f"codec: {video.name} is for {video.modality}, {audio.name} for {audio.modality}")
+    if video.rate_hz != data.fps:
+        problems.append(f"data.fps={data.fps}, codec {video.name} needs {video.rate_hz}")
+    if audio.rate_hz != data.sample_rate:
+        problems.append(f"data.sample_rate={data.sample_rate}, codec {audio.name} needs {audio.rate_hz}")
+    if problems:
+        raise UserError(*problems)
 
 
 def to_latent_batch(row: Row) -> LatentBatch:

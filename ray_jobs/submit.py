@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import time
@@ -27,6 +28,12 @@ DASHBOARD_PORT = 8265
 GCS_PORT = 6379
 LAST_LINES = 12  # of the log, told when the job fails
 POLL_S = 0.5
+CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+    "ray._private.runtime_env.working_dir",
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ def submit_command(
     """Runs any shell command as a job that has the packages. Errors as `submit`."""
     import aiohttp
 
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     client = job_client(address)
     try:
         job_id = client.submit_job(entrypoint=entrypoint, runtime_env=job_runtime_env(working_dir))

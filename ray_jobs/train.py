@@ -15,17 +15,19 @@ from typing import Any, cast
 import ray
 from ray.exceptions import RayError
 
+from avtok.load import codec_spec
 from ray_jobs.accounting import Ledger
 from ray_jobs.board import News, start_board
 from ray_jobs.cluster import check_fits
-from ray_jobs.errors import DISK_FULL, JobError, UserError, disk_full_is_an_error
+from ray_jobs.errors import DISK_FULL, JobError, UserError, disk_full_is_an_error, is_disk_full
 from ray_jobs.export import export_run
 from ray_jobs.index import index_sources, read_left_out
 from ray_jobs.manifest import read_sources
 from ray_jobs.metrics_files import MetricsFiles
 from ray_jobs.plan import Plan, make_plan
-from ray_jobs.run_folder import RunFolder, last_commit, write_whole
+from ray_jobs.run_folder import RunFolder, last_commit, sweep, write_whole
 from ray_jobs.runtime_env import package_version
+from ray_jobs.stages import check_codecs
 from ray_jobs.train_worker import layout_of, train_worker
 from worldmodel.config import RunConfig
 from worldmodel.train.checkpoint import read_model_file
@@ -51,6 +53,7 @@ def check_given(cfg: RunConfig) -> None:
     if not cfg.data.manifest:
         raise UserError("data.manifest: not set; give a folder or manifest: --set data.manifest=FOLDER")
     try:
+        check_codecs(codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio), cfg.data)
         layout_of(cfg)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -85,6 +88,7 @@ def run_training(cfg: RunConfig, *, command: str, progress: Progress | None = No
             export_run(folder.path, folder.export)
         return TrainResult(folder.path, "finished", cfg.train.steps, time.monotonic() - began, 0.0, 0)
     attempts_before = folder.num_attempts()
+    sweep(folder.path)
     board = start_board(attempts_before)
     failure: list[BaseException] = []
 
@@ -99,7 +103,8 @@ def run_training(cfg: RunConfig, *, command: str, progress: Progress | None = No
     with disk_full_is_an_error(folder.path):
         metrics = MetricsFiles(folder.path)
     news = News()
-    first_step_s, outcome, failures = 0.0, None, []
+    first_step_s, failures = 0.0, list[str]()
+    outcome: dict[str, Any] | None = None
     with _stop_on_interrupt(board, progress):
         thread.start()
         while True:
@@ -119,6 +124,7 @@ def run_training(cfg: RunConfig, *, command: str, progress: Progress | None = No
                 break
             thread.join(POLL_S)
     metrics.close()
+    sweep(folder.path)
     if metrics.is_disk_full:
         outcome = {"status": "failed", "reason": DISK_FULL}
     try:
@@ -142,8 +148,8 @@ def run_training(cfg: RunConfig, *, command: str, progress: Progress | None = No
 
 
 def account(folder: RunFolder, plan: Plan) -> dict[str, Any]:
-    """Writes accounting.json from what was committed, after checking it against the plan. `left_out` are files
-    that could not be planned at all."""
+    """Writes accounting.json from what was committed, after checking it against the plan. `left_out` are
+    files that could not be planned at all."""
     commit = last_commit(folder.path)
     ledger = Ledger.from_files(commit) if commit else Ledger(plan.hash)
     ledger.check(plan)
@@ -170,6 +176,7 @@ def _trainer(cfg: RunConfig, folder: RunFolder, board: Any) -> Any:
         train_loop_config={
             "config": cfg.model_dump_json(),
             "plan": str(folder.plan),
+            "commit": str(last_commit(folder.path) or ""),
             "board": board,
             "expected_version": package_version(),
         },
@@ -226,9 +233,6 @@ def _raise_failure(
         if raised
         else "the job ended without a word"
     )
-    raise JobError(f"{folder.path.name}: training broke: {_plain(reason)}", f"{kept}; {resume}")
-
-
-def _plain(reason: str) -> str:
-    """The first line, and words for what people meet most."""
-    return DISK_FULL if "No space left" in reason else reason.splitlines()[0]
+    if any(is_disk_full(error) for error in raised) or "No space left" in reason:
+        raise JobError(f"{folder.path.name}: {DISK_FULL}", kept)
+    raise JobError(f"{folder.path.name}: training broke: {reason.splitlines()[0]}", f"{kept}; {resume}")

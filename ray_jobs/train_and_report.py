@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray_jobs.check import check_rollouts
-from ray_jobs.errors import UserError
+from ray_jobs.errors import JobError, UserError, disk_full_is_an_error
 from ray_jobs.plan import Plan
 from ray_jobs.render import TRUTH_FILE
 from ray_jobs.report import write_report
 from ray_jobs.rollout import run_rollouts
-from ray_jobs.run_folder import RunFolder
+from ray_jobs.run_folder import RunFolder, write_whole
 from ray_jobs.train import TrainResult, run_training
 from worldmodel.config import RunConfig
 
+REQUEST_FILE = "request.json"  # written last, beside complete rollouts
 Say = Callable[[str, dict[str, Any]], None]
 
 
 def train_and_report(cfg: RunConfig, *, command: str, say: Say) -> tuple[TrainResult, Path]:
     """Trains, continues held-out clips, checks them and writes report.html; Ray must be connected."""
     trained = run_training(cfg, command=command, progress=say)
-    if trained.status == "finished":
-        _continue_held_out(cfg, trained.run, say)
-    say("report", {})
-    return trained, write_report(trained.run, show=cfg.rollout.show)
+    with disk_full_is_an_error(trained.run):
+        if trained.status == "finished":
+            _continue_held_out(cfg, trained.run, say)
+        say("report", {})
+        return trained, write_report(trained.run, show=cfg.rollout.show)
 
 
 def _continue_held_out(cfg: RunConfig, run: Path, say: Say) -> None:
@@ -34,23 +37,36 @@ def _continue_held_out(cfg: RunConfig, run: Path, say: Say) -> None:
     ids = plan.held_out_ids[: cfg.rollout.clips]
     if not len(ids):
         return
-    try:
-        run_rollouts(
-            folder.export,
-            plan,
-            ids.tolist(),
-            out=folder.rollouts,
-            rollout=cfg.rollout,
-            seed=cfg.seed,
-            progress=lambda done, total: say("rollout", {"done": done, "total": total}),
-        )
-    except UserError as error:
-        # Held-out clips shorter than the prefix cannot be continued; the model is there all the same.
-        say("rollout", {"note": str(error)})
-        return
+    request = {"seed": cfg.seed, "clips": ids.tolist(), "rollout": cfg.rollout.model_dump(mode="json")}
+    if not _is_done(folder, request):
+        try:
+            run_rollouts(
+                folder.export,
+                plan,
+                ids.tolist(),
+                out=folder.rollouts,
+                rollout=cfg.rollout,
+                seed=cfg.seed,
+                progress=lambda done, total: say("rollout", {"done": done, "total": total}),
+            )
+        except JobError:
+            raise
+        except UserError as error:
+            # Held-out clips shorter than the prefix cannot be continued; the model is there all the same.
+            say("rollout", {"note": str(error)})
+            return
+        write_whole(folder.rollouts / REQUEST_FILE, json.dumps(request))
     say("check", {})
     beside_source = Path(cfg.data.manifest)
     truth = (beside_source if beside_source.is_dir() else beside_source.parent) / TRUTH_FILE
     check_rollouts(
         folder.rollouts, truth=str(truth) if truth.is_file() else None, out=run / "checks.json", seed=cfg.seed
     )
+
+
+def _is_done(folder: RunFolder, request: dict[str, Any]) -> bool:
+    """Whether the rollouts that lie there answer this very request. A finished run keeps its weights."""
+    try:
+        return json.loads((folder.rollouts / REQUEST_FILE).read_text("utf-8")) == request
+    except FileNotFoundError:
+        return False

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from avtok.load import codec_spec
 from ray_jobs.accounting import Ledger
 from ray_jobs.dataset import held_out_batches, rank_stream
-from ray_jobs.errors import DISK_FULL, is_disk_full
+from ray_jobs.errors import DISK_FULL, JobError, is_disk_full
 from ray_jobs.plan import Plan
 from ray_jobs.runtime_env import package_version
 from worldmodel.batch import LatentBatch
@@ -36,8 +36,8 @@ def layout_of(cfg: RunConfig) -> Layout:
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Runs on every rank under TorchTrainer. settings: config (JSON), plan (path), board (actor),
-    expected_version."""
+    """Runs on every rank under TorchTrainer. settings: config (JSON), plan (path), commit (folder to go on
+    from, or empty), board (actor), expected_version."""
     _quiet()
     cfg = RunConfig.model_validate_json(settings["config"])
     torch.set_num_threads(cfg.train.threads)
@@ -52,7 +52,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     if not attempt:
         return  # Ray restarts a group after any error, also after one that no restart can mend
     try:
-        _train(cfg, Plan.load(settings["plan"]), board, attempt, rank, world_size)
+        _train(cfg, settings, board, attempt, rank, world_size)
     except (CheckpointMismatch, TrainingDiverged) as error:
         # The same on every rank, and a restart would meet it again: the job ends, the last commit stays.
         if rank == 0:
@@ -61,21 +61,23 @@ def train_worker(settings: dict[str, Any]) -> None:
         if is_disk_full(error):
             ray.get(board.ended.remote({"status": "failed", "step": -1, "reason": DISK_FULL}))
         else:
-            ray.get(board.failed.remote(f"rank {rank}: {type(error).__name__}: {error}"))
+            ray.get(board.failed.remote(f"rank {rank}: {_cause(error)}"))
         raise
 
 
-def _train(cfg: RunConfig, plan: Plan, board: Any, attempt: int, rank: int, world_size: int) -> None:
-    layout = layout_of(cfg)
+def _train(
+    cfg: RunConfig, settings: dict[str, Any], board: Any, attempt: int, rank: int, world_size: int
+) -> None:
+    plan, layout = Plan.load(settings["plan"]), layout_of(cfg)
     local_rank = ray.train.get_context().get_local_rank()
     per_step = -(-cfg.train.micro_batches // world_size)
     engine = ZeroEngine(cfg, layout, micro_batches=per_step, device=pick_device(cfg.train.device, local_rank))
     start_step, ledger = 0, Ledger(plan.hash)
-    if checkpoint := ray.train.get_checkpoint():
+    given = settings["commit"]  # Ray forgets commits when its list was cut short
+    if checkpoint := ray.train.get_checkpoint() or (given and ray.train.Checkpoint.from_directory(given)):
         with checkpoint.as_directory() as folder:
             start_step = load_checkpoint(Path(folder), engine)
-            committed = Ledger.from_files(folder)
-        committed.check(plan)
+            committed = _committed_ledger(folder, plan)
         ledger = committed if rank == 0 else Ledger(plan.hash, committed.position)
     commits = Commits(cfg, engine, ledger, attempt)
     held_out: list[LatentBatch] = []
@@ -105,6 +107,15 @@ def _train(cfg: RunConfig, plan: Plan, board: Any, attempt: int, rank: int, worl
         ray.get(board.ended.remote(asdict(outcome)))
 
 
+def _committed_ledger(folder: str, plan: Plan) -> Ledger:
+    try:
+        ledger = Ledger.from_files(folder)
+        ledger.check(plan)
+    except JobError as error:
+        raise CheckpointMismatch(str(error)) from None
+    return ledger
+
+
 class Commits:
     """Weights and consumed ids go into one checkpoint, so that they are committed together or not at all."""
 
@@ -117,17 +128,16 @@ class Commits:
     def commit(self, step: int) -> None:
         """A barrier over ranks. Folder names carry the attempt: what a crash left half-written is never mixed
         in."""
-        folder = tempfile.mkdtemp(prefix="worldmodel-commit-")
         description = {"model": self.cfg.model.model_dump(mode="json"), "seed": self.cfg.seed}
-        write_checkpoint(Path(folder), self.engine, step, description)
-        self.ledger.position = step * self.cfg.train.micro_batches
-        self.ledger.to_files(folder, rank=self.engine.rank)
-        ray.train.report(
-            {"step": step},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"checkpoints/step-{step:07d}-{self.attempt:03d}",
-            delete_local_checkpoint_after_upload=True,
-        )
+        with tempfile.TemporaryDirectory(prefix="worldmodel-commit-") as folder:
+            write_checkpoint(Path(folder), self.engine, step, description)
+            self.ledger.position = step * self.cfg.train.micro_batches
+            self.ledger.to_files(folder, rank=self.engine.rank)
+            ray.train.report(
+                {"step": step},
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=f"checkpoints/step-{step:07d}-{self.attempt:03d}",
+            )
 
 
 class StopRequest:
@@ -150,6 +160,12 @@ class StopRequest:
         stop = bool(ray.get(self.answer))
         self.answer = self.board.stop_requested.remote()
         return stop
+
+
+def _cause(error: Exception) -> str:
+    """One line. Ray's errors hold a worker's whole traceback, which ends with the cause."""
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return lines[-1] if isinstance(error, ray.exceptions.RayError) else f"{type(error).__name__}: {lines[0]}"
 
 
 def _post(board: Any, row: dict[str, float]) -> None:

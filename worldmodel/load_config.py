@@ -162,14 +162,14 @@ def _describe(error: Any, lines: dict[str, str], path: str | Path | None) -> tup
     """(file:line or --set, key, what was given and what it must be)."""
     names = [part for part in error["loc"] if not isinstance(part, int)]
     key = ".".join(names)
-    where = next((lines[k] for k in _and_parents(key) if k in lines), None)
+    inside = (k for k in lines if k.startswith(f"{key}."))
+    where = next((lines[k] for k in (key, *inside, *_and_parents(key)) if k in lines), None)
     if error["type"] != "value_error":
         index = "".join(f"[{part}]" for part in error["loc"] if isinstance(part, int))
         shown = key if error["type"] == "missing" else key + index
         value = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
         given = "nothing" if value is None else repr(value)
-        inside = (lines[k] for k in lines if k.startswith(f"{key}."))
-        return where or next(inside, _source(path)), key, f"{shown} {_must_be(error, names)}, got {given}"
+        return where or _source(path), key, f"{shown} {_must_be(error, names)}, got {given}"
     # Cross-field checks name their settings as `key=value`; the first that was written gives the line.
     message = error["msg"].removeprefix("Value error, ")
     if key:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.worldmodel.synthetic import make_batch, open_model, tiny_config, tiny_layout
 
+from tests.worldmodel.synthetic import make_batch, open_model, tiny_config, tiny_layout
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout

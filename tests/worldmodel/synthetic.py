@@ -6,18 +6,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from avtok.spec import CodecSpec
 from torch import Tensor
 
+from avtok.spec import CodecSpec
 from worldmodel.batch import LatentBatch, ModalityLatents
-from worldmodel.config import RunConfig
+from worldmodel.config import NoiseConfig, RunConfig, SelfFlowConfig
+from worldmodel.flow import Levels, sample_levels
 from worldmodel.layout import Layout
 from worldmodel.model.transformer import Modulation, WorldTransformer
+from worldmodel.randomness import SampleRandom
 
 torch.set_num_threads(1)
 
 VIDEO_SPEC = CodecSpec("tiny-video", "video", 16, 4, 6, (8, 8))
 AUDIO_SPEC = CodecSpec("tiny-audio", "audio", 16000, 1000, 5)
+
+
+MANY = 3000
+PLAIN_ROWS = NoiseConfig(history_rows=0, independent_rows=1, tied=0, independent=1)
 
 
 def tiny_config(**parts: Any) -> RunConfig:
@@ -107,3 +113,9 @@ def open_model(cfg: RunConfig, layout: Layout) -> WorldTransformer:
         world = WorldTransformer(cfg.model, layout)
     open_gates(world)
     return world.requires_grad_(False).eval()
+
+
+def many_levels(layout: Layout, noise: NoiseConfig = PLAIN_ROWS, **options: Any) -> Levels:
+    """Noise levels of 3,000 clips: enough to see a distribution."""
+    cfg = SelfFlowConfig(noise=noise, **options)
+    return sample_levels(layout, cfg, SampleRandom(0, 0, tuple(range(MANY))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from avtok.load import codec_spec
 from avtok.spec import CodecSpec
 from tests.worldmodel.synthetic import (
@@ -14,7 +15,6 @@ from tests.worldmodel.synthetic import (
     tiny_config,
     tiny_layout,
 )
-
 from worldmodel.config import RunConfig, SelfFlowConfig
 from worldmodel.flow import homogeneous_levels
 from worldmodel.layout import ACTION, AUDIO, TEXT, VIDEO, Layout
@@ -41,9 +41,7 @@ def attention() -> Attention:
 
 def reached_by(attention: Attention, layout: Layout, query_L: torch.Tensor, **window: int) -> torch.Tensor:
     x_BLD = torch.randn(1, layout.length, 32, requires_grad=True)
-    mask = attention_mask(
-        layout.window_mask_LL(**window), torch.ones(1, layout.length, dtype=torch.bool)
-    )
+    mask = attention_mask(layout.window_mask_LL(**window), torch.ones(1, layout.length, dtype=torch.bool))
     attended, _ = attention(x_BLD, rotary_angles(layout.positions_L3, 16), mask)
     attended[:, query_L].sum().backward()
     assert x_BLD.grad is not None
@@ -63,7 +61,9 @@ def test_a_chunk_reaches_exactly_its_window_the_sinks_and_the_text(attention, lo
 
 def test_text_reaches_only_text(attention, long_layout):
     is_text_L = long_layout.modality_L == TEXT
-    assert torch.equal(reached_by(attention, long_layout, is_text_L, window_chunks=8, sink_chunks=8), is_text_L)
+    assert torch.equal(
+        reached_by(attention, long_layout, is_text_L, window_chunks=8, sink_chunks=8), is_text_L
+    )
 
 
 def test_the_whole_transformer_never_looks_ahead_and_reaches_depth_windows_back():
@@ -75,11 +75,14 @@ def test_the_whole_transformer_never_looks_ahead_and_reaches_depth_windows_back(
     batch = make_batch(layout)
     batch.video.latents.requires_grad_()
     batch.audio.latents.requires_grad_()
-    one = draw(batch, layout, SelfFlowConfig(), SampleRandom(0, 0, (0, 1, 2, 3)), homogeneous_levels(layout, 4, 0.5))
+    one = draw(
+        batch, layout, SelfFlowConfig(), SampleRandom(0, 0, (0, 1, 2, 3)), homogeneous_levels(layout, 4, 0.5)
+    )
     tokens, _, _ = one.tokens_at(one.levels.student_BK)
     out = model(tokens, one.levels.student_BK, one.levels.level_of_BL)
     out["video"][:, 4].sum().backward()
     for latents in (batch.video.latents, batch.audio.latents):
+        assert latents.grad is not None
         reached_N = latents.grad.reshape(4, 6, -1).abs().amax(dim=(0, 2)) > 0
         assert reached_N.tolist() == [False, False, True, True, True, False]  # 2 blocks, 1 chunk back each
 
@@ -88,13 +91,25 @@ def test_an_absent_clip_is_seen_by_none_and_stays_finite(model, layout):
     present, absent = make_batch(layout), make_batch(layout, has_audio=False)
     outputs = []
     for noise_of_absent in (0.0, 100.0):
-        one = draw(absent, layout, SelfFlowConfig(), SampleRandom(0, 0, (0, 1, 2, 3)), homogeneous_levels(layout, 4, 0.5))
+        one = draw(
+            absent,
+            layout,
+            SelfFlowConfig(),
+            SampleRandom(0, 0, (0, 1, 2, 3)),
+            homogeneous_levels(layout, 4, 0.5),
+        )
         one.audio_noise.mul_(noise_of_absent)
         tokens, _, _ = one.tokens_at(one.levels.student_BK)
         outputs.append(model(tokens, one.levels.student_BK, one.levels.level_of_BL))
     assert torch.equal(outputs[0]["video"], outputs[1]["video"])
     assert torch.isfinite(outputs[1]["audio"]).all()
-    one = draw(present, layout, SelfFlowConfig(), SampleRandom(0, 0, (0, 1, 2, 3)), homogeneous_levels(layout, 4, 0.5))
+    one = draw(
+        present,
+        layout,
+        SelfFlowConfig(),
+        SampleRandom(0, 0, (0, 1, 2, 3)),
+        homogeneous_levels(layout, 4, 0.5),
+    )
     tokens, _, _ = one.tokens_at(one.levels.student_BK)
     heard = model(tokens, one.levels.student_BK, one.levels.level_of_BL)
     assert not torch.allclose(heard["video"], outputs[0]["video"], atol=1e-3)
@@ -105,7 +120,9 @@ def test_the_action_token_of_a_chunk_holds_the_actions_that_led_into_its_frames(
     # action[i] takes frame i to i + 1; number them from 1 so that "none" is 0.
     actions_BFA = (torch.arange(frames) + 1.0)[None, :, None].expand(1, -1, 2)
     packed = layout.pack_actions(actions_BFA)[..., ::2]
-    assert packed.tolist() == [[[0, 1, 2, 3], [4, 5, 6, 7]]]  # chunk 1 holds frames 4..7: actions 3..6 led there
+    assert packed.tolist() == [
+        [[0, 1, 2, 3], [4, 5, 6, 7]]
+    ]  # chunk 1 holds frames 4..7: actions 3..6 led there
 
 
 def test_a_chunk_knows_its_actions_when_those_that_led_into_it_are_known(layout):
@@ -123,7 +140,9 @@ def test_packing_and_unpacking_are_inverse():
     assert torch.equal(layout.unpack_video(layout.pack_video(video)), video)
     assert torch.equal(layout.unpack_audio(layout.pack_audio(audio)), audio)
     packed = layout.pack_video(video)
-    assert torch.equal(packed[0, 1, 2].reshape(2, 2, 6), video[0, 1, :, 4:6])  # token 2 is the third 2x2 patch
+    assert torch.equal(
+        packed[0, 1, 2].reshape(2, 2, 6), video[0, 1, :, 4:6]
+    )  # token 2 is the third 2x2 patch
 
 
 def test_a_chunk_of_the_default_model_with_the_shipped_codecs_is_at_most_40_tokens():
@@ -157,7 +176,9 @@ def test_geometry_that_does_not_divide_is_said_with_both_numbers():
             tiny_config(model={"chunk_frames": 6}, data={"clip_s": 0.75}), VIDEO_SPEC, AUDIO_SPEC
         )
     odd = CodecSpec("odd", "audio", 16000, 300, 5)
-    with pytest.raises(ValueError, match=r"4000.0 audio samples, not a multiple of .* stride 300; change data.fps"):
+    with pytest.raises(
+        ValueError, match=r"4000.0 audio samples, not a multiple of .* stride 300; change data.fps"
+    ):
         Layout.from_specs(tiny_config(), VIDEO_SPEC, odd)
     with pytest.raises(ValueError, match=r"model.patch=\[3, 2\] does not divide the latent grid 4x4"):
         Layout.from_specs(tiny_config(model={"patch": [3, 2]}), VIDEO_SPEC, AUDIO_SPEC)

@@ -13,6 +13,7 @@ import io
 import logging
 import math
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -273,8 +274,8 @@ def _import_deepspeed(device: torch.device) -> Any:
     warnings.filterwarnings("ignore", module="deepspeed")
     with contextlib.redirect_stdout(io.StringIO()):
         import deepspeed
-        import deepspeed.comm.torch as comm
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device.type == "cpu":
-        comm.build_shm_op = lambda: None
+        # By name in sys.modules: as an attribute, deepspeed.comm.torch is the torch package.
+        vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
     return deepspeed

@@ -1,0 +1,192 @@
+"""ZeRO-3 on two gloo ranks against one plain process; checkpoints that re-slice or do not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.worldmodel.synthetic import stream_of, tiny_config, tiny_layout
+from tests.worldmodel.zero_ranks import COMMIT_AT, STEPS, parity_config
+from worldmodel.train.checkpoint import (
+    CheckpointMismatch,
+    CheckpointReader,
+    load_checkpoint,
+    shard_name,
+    write_checkpoint,
+)
+from worldmodel.train.engine import KINDS, TEACHER_PREFIX, PlainEngine, ZeroEngine, slice_of_rank
+from worldmodel.train.loop import Hooks, train
+
+ROOT = Path(__file__).parents[2]
+
+
+def plain_run(folder: Path) -> list[dict[str, float]]:
+    """The reference: ten steps in one process, a checkpoint after eight."""
+    cfg = parity_config()
+    layout = tiny_layout(cfg)
+    engine = PlainEngine(cfg, layout)
+    rows: list[dict[str, float]] = []
+    calls = iter(range(STEPS + 1))
+    hooks = Hooks(
+        commit=lambda step: write_checkpoint(folder / "one", engine, step, {}),
+        on_row=rows.append,
+        should_stop=lambda: next(calls) == COMMIT_AT,
+    )
+    (folder / "one").mkdir()
+    train(engine, stream_of(layout), cfg, layout, start_step=0, hooks=hooks)
+    hooks = Hooks(commit=lambda step: None, on_row=rows.append)
+    train(engine, stream_of(layout, start=COMMIT_AT), cfg, layout, start_step=COMMIT_AT, hooks=hooks)
+    return rows
+
+
+def write_other_model(folder: Path) -> None:
+    cfg = tiny_config(model={"mlp_ratio": 2.0})
+    folder.mkdir()
+    write_checkpoint(folder, PlainEngine(cfg, tiny_layout(cfg)), 1, {})
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Runs both engines once: folder, plain rows, and what each rank reports."""
+    folder = tmp_path_factory.mktemp("engines")
+    rows = plain_run(folder)
+    write_other_model(folder / "other")
+    ranks = []
+    for rank in range(2):
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "OMP_NUM_THREADS": "1",
+        }
+        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tokenizers"), env.get("PYTHONPATH", "")])
+        command = [sys.executable, "-m", "tests.worldmodel.zero_ranks", str(rank), "2", str(folder)]
+        log = (folder / f"rank-{rank}.log").open("w")
+        ranks.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        for rank, process in enumerate(ranks):
+            if process.wait(timeout=300) != 0:
+                pytest.fail(f"rank {rank} failed:\n{(folder / f'rank-{rank}.log').read_text()[-3000:]}")
+    finally:
+        for process in ranks:
+            process.kill()
+    results = [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(2)]
+    return {"folder": folder, "plain": rows, "zero": results}
+
+
+def test_losses_of_two_ranks_equal_those_of_one_process(both):
+    plain, zero = both["plain"][:COMMIT_AT], both["zero"][0]["rows"]
+    assert [row["step"] for row in zero] == list(range(COMMIT_AT))
+    for key in ("loss", "loss_video", "loss_audio", "align_video", "align_audio", "grad_norm"):
+        assert [row[key] for row in zero] == pytest.approx([row[key] for row in plain], rel=1e-3)
+    # Rank 1 had no audio in step 2: the means are over the tokens of both ranks.
+    tokens = [row["tokens_audio"] for row in zero]
+    assert tokens[2] <= 4 * 8 < max(tokens)  # 4 clips of 8 audio tokens on each rank
+    assert tokens == [row["tokens_audio"] for row in plain]
+
+
+def test_ranks_report_the_same_rows_and_stop_together_when_one_is_asked(both):
+    first, second = both["zero"]
+    for row, other in zip(first["rows"], second["rows"], strict=True):
+        assert (row["loss"], row["grad_norm"]) == (other["loss"], other["grad_norm"])
+    assert (first["status"], first["step"]) == (second["status"], second["step"]) == ("stopped", COMMIT_AT)
+
+
+def test_the_sharded_average_equals_the_gathered_reference_and_moves(both):
+    for result in both["zero"]:
+        assert result["ema_max_difference"] < 1e-6
+        assert result["ema_moved"] > 1e-3
+
+
+def test_two_ranks_store_the_weights_moments_and_average_of_one_process(both):
+    one, two = CheckpointReader(both["folder"] / "one"), CheckpointReader(both["folder"] / "two")
+    assert one.model["shapes"] == two.model["shapes"]
+    for kind in KINDS:
+        for name in one.model["shapes"]:
+            if kind != "ema" or name.startswith(TEACHER_PREFIX):
+                ours, theirs = one.whole(kind, name), two.whole(kind, name)
+                assert torch.allclose(ours, theirs, rtol=1e-2, atol=1e-4), f"{kind}/{name}"
+
+
+def test_a_checkpoint_resliced_from_one_to_two_and_back_keeps_every_byte(both, tmp_path):
+    folder, cfg = both["folder"], parity_config()
+    assert sorted(p.name for p in (folder / "two_from_one").iterdir()) == [
+        "model.json", shard_name(0, 2), shard_name(1, 2)
+    ]  # fmt: skip
+    engine = PlainEngine(cfg, tiny_layout(cfg))
+    assert load_checkpoint(folder / "two_from_one", engine) == COMMIT_AT
+    write_checkpoint(tmp_path, engine, COMMIT_AT, {})
+    before, after = (
+        load_file(str(folder / "one" / shard_name(0, 1))),
+        load_file(str(tmp_path / shard_name(0, 1))),
+    )
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.numpy().tobytes() == after[name].numpy().tobytes(), name
+    assert any(name.startswith("exp_avg_sq/head.") and tensor.any() for name, tensor in before.items())
+
+
+def test_two_ranks_go_on_from_the_checkpoint_of_one(both):
+    ours = [row["loss"] for row in both["zero"][0]["resumed"]]
+    assert ours == pytest.approx([row["loss"] for row in both["plain"][COMMIT_AT:]], rel=1e-3)
+
+
+def test_a_checkpoint_of_another_model_names_the_parameter(both):
+    for result in both["zero"]:
+        assert "checkpoint of another model: " in result["mismatch"]
+        assert (
+            "first transformer.blocks.0.feed_forward.audio.0.bias: saved (64,), this model (128,)"
+            in result["mismatch"]
+        )
+        assert "use the config it was trained with or another name" in result["mismatch"]
+
+
+@pytest.fixture
+def damaged(both, tmp_path: Path) -> Path:
+    """A copy of a checkpoint of two ranks, to be damaged."""
+    for path in (both["folder"] / "two").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_a_missing_or_damaged_part_of_a_checkpoint_is_named(damaged):
+    cfg = parity_config()
+    engine = PlainEngine(cfg, tiny_layout(cfg))
+    shard = damaged / shard_name(1, 2)
+    content = shard.read_bytes()
+    for cut in (0, 5, len(content) // 2, len(content) - 1):
+        shard.write_bytes(content[:cut])
+        damage = r"shard-00001-of-00002.safetensors: damaged or cut short .*; resume from an older commit"
+        with pytest.raises(CheckpointMismatch, match=damage):
+            load_checkpoint(damaged, engine)
+    shard.unlink()
+    with pytest.raises(CheckpointMismatch, match=r"shard-00001-of-00002.safetensors: missing; resume from"):
+        load_checkpoint(damaged, engine)
+    (damaged / "model.json").write_text('{"step": ')
+    with pytest.raises(CheckpointMismatch, match=r"model.json: damaged or cut short"):
+        load_checkpoint(damaged, engine)
+    (damaged / "model.json").unlink()
+    with pytest.raises(CheckpointMismatch, match=r"model.json: missing"):
+        load_checkpoint(damaged, engine)
+
+
+def test_slices_of_ranks_cover_a_parameter_once():
+    for numel in (1, 2, 5, 64, 101):
+        for world_size in (1, 2, 3, 8):
+            spans = [slice_of_rank(numel, rank, world_size) for rank in range(world_size)]
+            assert [i for start, end in spans for i in range(start, end)] == list(range(numel))
+
+
+def test_zero_engine_without_a_process_group_says_what_to_use():
+    cfg = tiny_config()
+    with pytest.raises(ValueError, match="initialised first; use PlainEngine for one process"):
+        ZeroEngine(cfg, tiny_layout(cfg), micro_batches=1)
