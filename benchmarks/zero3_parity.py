@@ -1,10 +1,10 @@
-"""ZeroEngine on 2 gloo ranks against PlainEngine in one process: 20 losses of the default config, and the EMA.
+"""ZeroEngine on 2 gloo ranks against PlainEngine in one process: 20 losses of the default config, and EMA.
 
-Both read the same latents of real clips and draw the same noise; in one step one rank has no sound. Prediction:
-losses within 1e-3 in fp32 and 1e-2 in bf16 (bf16 weights and fp32 master on both sides); the teacher's own weights
-within 1e-6 of an average that is computed in fp64 from the gathered fp32 weights, and not where they began.
-Beside it stands how far PlainEngine is from itself when it runs its micro-batches in the other order: what rounding
-alone does.
+Both read the same latents of rendered clips and draw the same noise; in one step one rank has no sound.
+Prediction: losses within 1e-3 in fp32 and 1e-2 in bf16 (bf16 weights and fp32 master on both sides); the
+teacher's own weights within 1e-6 of an average that is computed in fp64 from the gathered fp32 weights, and
+not where they began. Beside it stands how far PlainEngine is from itself when the clips of each micro-batch
+come in reverse: the same sums in another order, so what rounding alone does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SMOKE = ["model.depth=2", "model.width=64", "model.head_dim=32", "data.batch_cli
 
 
 def run(smoke: bool) -> Measured:
-    """Three runs a precision: plain, plain in the other order, ZeRO-3 on two ranks."""
+    """Three runs a precision: plain, plain with reversed clips, ZeRO-3 on two ranks."""
     steps, clips = (4, 16) if smoke else (LOSSES, CLIPS)
     with tempfile.TemporaryDirectory(prefix="worldmodel-bench-parity-") as place:
         folder = Path(place)
@@ -54,7 +54,7 @@ def run(smoke: bool) -> Measured:
         found = {
             precision: {
                 variant: json.loads((folder / f"{precision}-{variant}.json").read_text())
-                for variant in ("plain", "swapped", "zero")
+                for variant in ("plain", "reversed", "zero")
             }
             for precision in PRECISIONS
         }
@@ -63,8 +63,8 @@ def run(smoke: bool) -> Measured:
     for precision, runs in found.items():
         plain = runs["plain"]["losses"]
         raw[f"relative_loss_differences_{precision}"] = _relative(plain, runs["zero"]["losses"])
-        raw[f"relative_loss_differences_of_order_alone_{precision}"] = _relative(
-            plain, runs["swapped"]["losses"]
+        raw[f"relative_loss_differences_of_rounding_alone_{precision}"] = _relative(
+            plain, runs["reversed"]["losses"]
         )
     ema = found["fp32"]["zero"]["ema"]
     return Measured(
@@ -94,8 +94,11 @@ def _prepare(folder: Path, *, steps: int, clips: int, overrides: list[str]) -> R
     # data.held_out=0 is where it differs from the default config: every clip is trained on
     cfg = load_config(
         None,
-        [f"data.manifest={source}", f"data.cache={folder / 'cache'}", "data.held_out=0.0"]
-        + [f"train.steps={steps}", f"train.checkpoint_every={steps}", "train.device=cpu", *overrides],
+        [
+            *(f"data.manifest={source}", f"data.cache={folder / 'cache'}", "data.held_out=0.0"),
+            *(f"train.steps={steps}", f"train.checkpoint_every={steps}", "train.device=cpu"),
+            *overrides,
+        ],
     )
     (folder / "config.yaml").write_text(dump_config(cfg))
     index_sources([str(source)], out=str(folder / "manifest.parquet"))
@@ -111,7 +114,7 @@ def _relative(reference: list[float], other: list[float]) -> list[float]:
 
 
 class GatheredAverage:
-    """The reference EMA: fp64, of whole fp32 weights that DeepSpeed itself gathers, and the teacher beside it."""
+    """The reference EMA in fp64, of whole fp32 weights that DeepSpeed itself gathers, beside the teacher."""
 
     def __init__(self, engine: ZeroEngine) -> None:
         self.engine, self.updates = engine, 0
@@ -134,12 +137,13 @@ class GatheredAverage:
     def _student(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        named = self.engine.engine.module.named_parameters()
-        return {
-            name.removeprefix(TEACHER_PREFIX): safe_get_full_fp32_param(parameter).double().clone()
-            for name, parameter in named
-            if name.startswith(TEACHER_PREFIX)
-        }
+        found = {}
+        for name, parameter in self.engine.engine.module.named_parameters():
+            if name.startswith(TEACHER_PREFIX):
+                whole = safe_get_full_fp32_param(parameter)
+                assert whole is not None, f"{name} has an fp32 master"
+                found[name.removeprefix(TEACHER_PREFIX)] = whole.double().clone()
+        return found
 
     def _teacher(self) -> dict[str, Tensor]:
         """What the teacher's forward pass reads."""
@@ -163,14 +167,34 @@ def _without_sound(batch: LatentBatch) -> LatentBatch:
     )
 
 
-def _stream(plan: Plan, cfg: RunConfig, engine: Engine, *, swapped: bool) -> Iterator[list[LatentBatch]]:
+def _reversed(batch: LatentBatch) -> LatentBatch:
+    def flip(part: ModalityLatents) -> ModalityLatents:
+        return dataclasses.replace(
+            part,
+            latents=part.latents.flip(0),
+            valid_BT=part.valid_BT.flip(0),
+            loss_mask_BT=part.loss_mask_BT.flip(0),
+        )
+
+    per_clip = ("sample_ids_B", "text_BN", "actions_BFA", "actions_valid_BF")
+    return dataclasses.replace(
+        batch,
+        video=flip(batch.video),
+        audio=flip(batch.audio),
+        **{name: getattr(batch, name).flip(0) for name in per_clip},
+    )
+
+
+def _stream(
+    plan: Plan, cfg: RunConfig, engine: Engine, *, reversed_clips: bool
+) -> Iterator[list[LatentBatch]]:
     silent = plan.batch_at(SILENT)[:2]
     steps = local_stream(
         plan, cfg, start_step=0, end_step=cfg.train.steps, rank=engine.rank, world_size=engine.world_size
     )
     for batches in steps:
         step = [_without_sound(b) if (b.epoch, b.batch_id) == silent else b for b in batches]
-        yield step[::-1] if swapped else step
+        yield [_reversed(batch) for batch in step] if reversed_clips else step
 
 
 def _measure(folder: Path, precision: str, variant: str) -> None:
@@ -184,7 +208,7 @@ def _measure(folder: Path, precision: str, variant: str) -> None:
     else:
         engine = PlainEngine(cfg, layout)
     rows: list[dict[str, float]] = []
-    stream = _stream(Plan.load(folder / "plan.parquet"), cfg, engine, swapped=variant == "swapped")
+    stream = _stream(Plan.load(folder / "plan.parquet"), cfg, engine, reversed_clips=variant == "reversed")
     hooks = Hooks(commit=lambda step: None, on_row=rows.append)
     train(engine, stream, cfg, layout, start_step=0, hooks=hooks)
     if engine.rank == 0:
@@ -209,7 +233,7 @@ def _rank() -> None:
     if world_size > 1:
         dist.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=world_size)
     for precision in PRECISIONS:
-        for variant in ("plain", "swapped") if world_size == 1 else ("zero",):
+        for variant in ("plain", "reversed") if world_size == 1 else ("zero",):
             _measure(folder, precision, variant)
     if world_size > 1:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Runs one file of benchmarks/ and files what it measured, so that every number in the docs can be made again."""
+"""Runs one file of benchmarks/ and files what it measured: every number in the docs can be made again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ray_jobs.errors import JobError, UserError
 from ray_jobs.run_folder import run_facts
 from ray_jobs.runtime_env import ROOT
 
-RANK_LIMIT_S = 900
+RANK_LIMIT_S = 1800
 RANK_POLL_S = 0.2
 LAST_LINES = 5
 
@@ -42,7 +42,7 @@ class Measured:
 
 
 def run_benchmark(name: str, *, smoke: bool, root: Path = ROOT) -> dict[str, Any]:
-    """Measures benchmarks/<name>.py of the checkout `root`; unless smoke, files the result under benchmarks/results/.
+    """Measures benchmarks/<name>.py of the checkout `root`; unless smoke, files it in benchmarks/results/.
 
     UserError for an unknown name or outside a checkout; JobError when what is measured breaks.
     """
@@ -73,7 +73,7 @@ def known_benchmarks(root: Path = ROOT) -> list[str]:
 
 
 def run_ranks(script: Path, world_size: int, arguments: Sequence[str], *, log: Path) -> None:
-    """Runs `script ARGUMENTS` once a rank, one CPU thread each, with the environment that torch.distributed reads.
+    """Runs `script ARGUMENTS` once a rank, one CPU thread each, in the environment torch.distributed reads.
 
     JobError, with the last lines, when a rank fails or they take longer than RANK_LIMIT_S.
     """
@@ -126,7 +126,8 @@ def _load(name: str, root: Path) -> ModuleType:
         raise UserError(f"no benchmark is named {name!r}; there is {', '.join(known)}")
     file = root / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", file)
-    assert spec is not None and spec.loader is not None, f"{file} is a Python file"
+    assert spec is not None, f"{file} is a Python file"
+    assert spec.loader is not None, f"{file} is a Python file"
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

@@ -150,15 +150,16 @@ def tokenize(
     as_json: Json = False,
 ) -> None:
     """Fill the latent cache (data.cache) ahead of training."""
+    from ray_jobs.preflight import check_given
     from worldmodel.load_config import load_config
 
     cfg = load_config(config, overrides)
+    check_given(cfg)
     from ray_jobs.cluster import connect
     from ray_jobs.progress import ProgressDisplay
     from ray_jobs.tokenize import tokenize as fill
-    from ray_jobs.train import check_given, prepare
+    from ray_jobs.train import prepare
 
-    check_given(cfg)
     connect(address)
     _, plan, _ = prepare(cfg, _command())
     with ProgressDisplay() as display:
@@ -214,15 +215,17 @@ def train(
     as_json: Json = False,
 ) -> None:
     """The training job, with rollouts, checks and report at its end. The same command resumes."""
+    from ray_jobs.preflight import check_given
     from worldmodel.load_config import load_config
 
-    cfg = load_config(config, overrides)  # before the imports that cost seconds
+    cfg = load_config(config, overrides)
+    check_given(cfg)  # before the imports that cost seconds
     from ray_jobs.cluster import connect
     from ray_jobs.progress import ProgressDisplay
-    from ray_jobs.train import check_given
+    from ray_jobs.train import check_layout
     from ray_jobs.train_and_report import train_and_report
 
-    check_given(cfg)
+    check_layout(cfg)
     with ProgressDisplay() as display:
         display("start", {})
         connect(address)

@@ -16,6 +16,7 @@ from worldmodel.config import RunConfig
 # Decoding, rendering and training take turns on a small machine: with one logical CPU per core the stream
 # would wait for CPUs that training holds.
 LOCAL_CPUS = 8
+CPUS_PER_DECODER = 0.5  # of a decode and encode actor
 OBJECT_STORE_BYTES = 512 << 20  # latents are small; a larger store only costs shared memory
 CONNECT_TIMEOUT_S = 5.0
 TOKEN_ADVICE = "set RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token of the machine that runs the head"
@@ -118,9 +119,7 @@ def check_fits(cfg: RunConfig) -> None:
 
 def fit_problem(cfg: RunConfig, have: Mapping[str, float]) -> str:
     """Which resource is too small for the training job and its stream, and what to do; empty when none is."""
-    from ray_jobs.dataset import CPUS_PER_ACTOR
-
-    per_worker = 1 + cfg.data.decode_actors * CPUS_PER_ACTOR
+    per_worker = 1 + cfg.data.decode_actors * CPUS_PER_DECODER
     needed = cfg.train.workers * per_worker
     if have.get("CPU", 0) < needed:
         most = int(have.get("CPU", 0) // per_worker)

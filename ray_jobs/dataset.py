@@ -12,6 +12,7 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 
+from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.errors import JobError
 from ray_jobs.plan import PADDING, Plan, rank_slots
 from ray_jobs.stages import EncodeBatch, Row, to_latent_batch
@@ -22,7 +23,6 @@ from worldmodel.config import RunConfig
 
 ROWS_PER_BLOCK = 4  # a block is one task: a few rows keep the first batch early and a retry cheap
 MAX_BLOCKS = 4096
-CPUS_PER_ACTOR = 0.5
 OBJECT_STORE_BYTES = 128 << 20  # of one rank's job: latents wait there, never pixels
 PREFETCHED_ROWS = 4
 logger = logging.getLogger(__name__)
@@ -109,12 +109,12 @@ def actor_dataset(
         stage,  # pyright: ignore[reportArgumentType]
         fn_constructor_kwargs=arguments,
         compute=ActorPoolStrategy(size=num_actors),
-        num_cpus=CPUS_PER_ACTOR,
+        num_cpus=CPUS_PER_DECODER,
     )
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = True
     dataset.context.execution_options.resource_limits = ExecutionResources(
-        cpu=num_actors * CPUS_PER_ACTOR, object_store_memory=OBJECT_STORE_BYTES
+        cpu=num_actors * CPUS_PER_DECODER, object_store_memory=OBJECT_STORE_BYTES
     )
     return dataset
 

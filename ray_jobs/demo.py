@@ -40,13 +40,16 @@ def run_demo(
     """Runs configs/demo.yaml on freshly rendered clips. The same call takes up what is there already."""
     began = time.monotonic()
     source = out / "clips" / "manifest.jsonl"
-    places = [
-        f"name={out.name}",
-        f"storage={out.parent}",
-        f"data.manifest={source}",
-        f"data.cache={out / 'cache'}",
-    ]
-    cfg = load_config(DEMO_CONFIG, [*places, *overrides])
+    places = {
+        "name": out.name,
+        "storage": out.parent,
+        "data.manifest": source,
+        "data.cache": out / "cache",
+    }
+    quoted = [
+        f"{key}={json.dumps(str(place))}" for key, place in places.items()
+    ]  # a folder may be named 2026
+    cfg = load_config(DEMO_CONFIG, [*quoted, *overrides])
     RunFolder(cfg).check_free(cfg)
     if not source.exists():
         check_render(world, clips=clips, out=source.parent, duration_s=cfg.data.clip_s)

@@ -55,22 +55,22 @@ class Finding:
 def diagnose(cfg: RunConfig | None, address: str | None) -> list[Finding]:
     """All that can be known before the job: of the cluster at this address (its dashboard), else of this
     machine. Whatever is not ok would stop a job."""
-    facts, cluster = None, []
-    if address is not None:
-        facts, cluster = _ask(address, "" if cfg is None else cfg.storage)
-    findings = check_versions(versions(each.name for each in requirements() if each.marker is None))
-    torch_works, gpus = probe(
-        "torch with torchaudio", TORCH_PROBE, advice=f"they were built apart; {SETUP} by uv"
-    )
-    codecs, _ = probe(
-        "h264 and aac in PyAV", CODEC_PROBE, advice='install PyAV\'s own wheel: uv pip install "av>=18.1"'
-    )
-    findings += [torch_works, codecs, Finding("GPUs", True, ", ".join(gpus) or "none: training runs on CPUs")]
-    findings += extras()
-    if address is not None:
-        return [*findings, *cluster, *([] if facts is None else check_cluster(facts, cfg))]
-    have = {"CPU": local_cpus(), "GPU": len(gpus)}
-    return [*findings, check_fit(have, cfg), check_memory(cfg), *check_shared_memory(), check_storage(cfg)]
+    if address is not None:  # a laptop that only submits needs no torch
+        return _diagnose_cluster(cfg, address)
+    have = versions(each.name for each in requirements())
+    torch_works, gpus = probe("torch with torchaudio", TORCH_PROBE, advice=f"they do not fit; {SETUP} by uv")
+    codecs, _ = probe("h264 and aac in PyAV", CODEC_PROBE, advice="install PyAV's own wheel: pip install av")
+    return [
+        *check_versions(have),
+        torch_works,
+        codecs,
+        *check_extras(have),
+        Finding("GPUs", True, ", ".join(gpus) or "none: training runs on CPUs"),
+        check_fit({"CPU": local_cpus(), "GPU": len(gpus)}, cfg),
+        check_memory(cfg),
+        *check_shared_memory(),
+        check_storage(cfg),
+    ]
 
 
 def requirements() -> list[Requirement]:
@@ -122,7 +122,7 @@ def _check_python(found: str, where: str) -> Finding:
     )
 
 
-def extras() -> list[Finding]:
+def check_extras(have: Mapping[str, str]) -> list[Finding]:
     """Optional packages: told, never a failure."""
     groups: dict[str, list[str]] = {}
     for each in requirements():
@@ -131,7 +131,7 @@ def extras() -> list[Finding]:
             groups.setdefault(extra, []).append(each.name)
     findings = []
     for extra, names in sorted(groups.items()):
-        missing = [name for name, found in versions(names).items() if not found]
+        missing = [name for name in names if not have.get(name)]
         hint = f"optional, not installed: {', '.join(missing)} (pip install 'worldmodel[{extra}]')"
         findings.append(Finding(f"extra {extra}", True, hint if missing else "installed"))
     return findings
@@ -210,16 +210,15 @@ def check_storage(cfg: RunConfig | None) -> Finding:
     return Finding("storage", free >= DISK_BYTES, f"{folder}: {free / GB:.1f} GB free", advice)
 
 
-def _ask(address: str, storage: str) -> tuple[ClusterFacts | None, list[Finding]]:
+def _diagnose_cluster(cfg: RunConfig | None, address: str) -> list[Finding]:
     try:
-        facts = ask_cluster(address, storage)
+        facts = ask_cluster(address, "" if cfg is None else cfg.storage)
     except UserError as error:
-        return None, [Finding("cluster", False, error.lines[0], "see cluster/README.md")]
+        return [Finding("cluster", False, error.lines[0], "see cluster/README.md")]
     theirs, ours = facts.nodes[0].versions["ray"], version("ray")
     found = f"{len(facts.nodes)} nodes, ray {theirs} there and {ours} here"
-    return facts, [
-        Finding("cluster", theirs == ours, found, "" if theirs == ours else f"install ray=={theirs} here")
-    ]
+    same = Finding("cluster", theirs == ours, found, "" if theirs == ours else f"install ray=={theirs} here")
+    return [same, *check_cluster(facts, cfg)]
 
 
 def check_cluster(facts: ClusterFacts, cfg: RunConfig | None) -> list[Finding]:

@@ -18,8 +18,8 @@ PSS_KB = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
 class SessionMemory:
     """Samples the summed PSS of a session once a second while the `with` block runs.
 
-    A session is what one leader started (Popen(start_new_session=True); its pid is the session id). Ray puts its
-    daemons and workers into process groups of their own, and some outlive their parents, but none leaves the
+    A session is what one leader started (Popen(start_new_session=True); its pid is the session id). Ray puts
+    its workers into process groups of their own, and daemons may outlive their parents, but none leaves the
     session. PSS counts a page shared by n processes as 1/n in each, so shared object store and library pages
     are counted once in the sum.
     """

@@ -140,6 +140,7 @@ def horizon_figure(horizon: dict[str, Any]) -> str:
     lines = [
         line(name.replace("_", " "), y, "baseline", style)
         for (name, y), style in zip(horizon["baselines"].items(), ("--", ":"), strict=False)
+        if None not in y  # one clip alone has no unrelated one
     ]
     lines += [line(name.replace("_", " "), y, "muted", "-.") for name, y in references.items()]
     lines.append({**line("rollout, 95% CI", horizon["value"], "rollout"), "low": low, "high": high})

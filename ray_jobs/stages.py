@@ -13,10 +13,10 @@ from avtok.decode import ClipError, DecodedClip, decode_clip
 from avtok.load import load_codec
 from avtok.spec import CodecSpec
 from ray_jobs.cache import CacheWriteError, LatentCache
-from ray_jobs.errors import UserError
 from ray_jobs.plan import PADDING, Plan, Sample
+from ray_jobs.preflight import check_codecs
 from worldmodel.batch import LatentBatch, ModalityLatents
-from worldmodel.config import DataConfig, RunConfig
+from worldmodel.config import RunConfig
 
 # B clips, T latent steps, H W latent rows and columns, C channels, N text tokens, F frames, A action width.
 
@@ -156,19 +156,6 @@ class EncodeBatch:
             "actions": actions_FA,
             "actions_valid": actions_valid_F,
         }
-
-
-def check_codecs(video: CodecSpec, audio: CodecSpec, data: DataConfig) -> None:
-    """UserError when the codecs are for something else than the data are decoded to."""
-    problems = []
-    if video.modality != "video" or audio.modality != "audio":
-        problems.append(f"codec: {video.name} is for {video.modality}, {audio.name} for {audio.modality}")
-    if video.rate_hz != data.fps:
-        problems.append(f"data.fps={data.fps}, codec {video.name} needs {video.rate_hz}")
-    if audio.rate_hz != data.sample_rate:
-        problems.append(f"data.sample_rate={data.sample_rate}, codec {audio.name} needs {audio.rate_hz}")
-    if problems:
-        raise UserError(*problems)
 
 
 def to_latent_batch(row: Row) -> LatentBatch:

@@ -78,9 +78,9 @@ def submit_command(
     """Runs any shell command as a job that has the packages. Errors as `submit`."""
     import aiohttp
 
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
     client = job_client(address)
+    for name in CHATTY:  # after the import, which sets their level
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         job_id = client.submit_job(entrypoint=entrypoint, runtime_env=job_runtime_env(working_dir))
     except ValueError as error:  # the package is too large, or the folder is none

@@ -15,19 +15,17 @@ from typing import Any, cast
 import ray
 from ray.exceptions import RayError
 
-from avtok.load import codec_spec
 from ray_jobs.accounting import Ledger
 from ray_jobs.board import News, start_board
 from ray_jobs.cluster import check_fits
 from ray_jobs.errors import DISK_FULL, JobError, UserError, disk_full_is_an_error, is_disk_full
 from ray_jobs.export import export_run
 from ray_jobs.index import index_sources, read_left_out
-from ray_jobs.manifest import read_sources
 from ray_jobs.metrics_files import MetricsFiles
 from ray_jobs.plan import Plan, make_plan
+from ray_jobs.preflight import check_given
 from ray_jobs.run_folder import RunFolder, last_commit, sweep, write_whole
 from ray_jobs.runtime_env import package_version
-from ray_jobs.stages import check_codecs
 from ray_jobs.train_worker import layout_of, train_worker
 from worldmodel.config import RunConfig
 from worldmodel.train.checkpoint import read_model_file
@@ -48,25 +46,19 @@ class TrainResult:
     attempts: int
 
 
-def check_given(cfg: RunConfig) -> None:
-    """UserError for whatever can be known to be wrong before Ray starts: settings, source, a taken name."""
-    if not cfg.data.manifest:
-        raise UserError("data.manifest: not set; give a folder or manifest: --set data.manifest=FOLDER")
+def check_layout(cfg: RunConfig) -> None:
+    """UserError when the latents do not divide into the model's tokens."""
     try:
-        check_codecs(codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio), cfg.data)
         layout_of(cfg)
     except ValueError as error:
         raise UserError(str(error)) from None
-    folder = RunFolder(cfg)
-    folder.check_free(cfg)
-    if not folder.config.exists():
-        read_sources([cfg.data.manifest])
 
 
 def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:
     """Run folder, manifest and plan; all three are kept from the first start that had them, and the name is
     taken from then on. UserError for what was given, JobError for a full disk."""
     check_given(cfg)
+    check_layout(cfg)
     folder = RunFolder(cfg)
     folder.make()
     if not folder.config.exists():  # written last: what lies there without it is of a start that failed

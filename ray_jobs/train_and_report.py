@@ -12,6 +12,7 @@ from ray_jobs.errors import JobError, UserError, disk_full_is_an_error
 from ray_jobs.plan import Plan
 from ray_jobs.render import TRUTH_FILE
 from ray_jobs.report import write_report
+from ray_jobs.report_picture import write_picture
 from ray_jobs.rollout import run_rollouts
 from ray_jobs.run_folder import RunFolder, write_whole
 from ray_jobs.train import TrainResult, run_training
@@ -56,6 +57,7 @@ def _continue_held_out(cfg: RunConfig, run: Path, say: Say) -> None:
             say("rollout", {"note": str(error)})
             return
         write_whole(folder.rollouts / REQUEST_FILE, json.dumps(request))
+    write_picture(folder.rollouts, run / "continued.png")
     say("check", {})
     beside_source = Path(cfg.data.manifest)
     truth = (beside_source if beside_source.is_dir() else beside_source.parent) / TRUTH_FILE

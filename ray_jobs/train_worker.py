@@ -14,6 +14,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayError
 
 from avtok.load import codec_spec
 from ray_jobs.accounting import Ledger
@@ -165,7 +166,7 @@ class StopRequest:
 def _cause(error: Exception) -> str:
     """One line. Ray's errors hold a worker's whole traceback, which ends with the cause."""
     lines = str(error).strip().splitlines() or ["no reason given"]
-    return lines[-1] if isinstance(error, ray.exceptions.RayError) else f"{type(error).__name__}: {lines[0]}"
+    return lines[-1] if isinstance(error, RayError) else f"{type(error).__name__}: {lines[0]}"
 
 
 def _post(board: Any, row: dict[str, float]) -> None:

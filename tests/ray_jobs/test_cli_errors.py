@@ -1,4 +1,4 @@
-"""What the command line says to mistakes: one clear line on standard error, exit 2, no traceback, no long wait."""
+"""What the command line says to mistakes: one clear line on standard error, exit 2, no traceback."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def test_every_mistake_in_settings_is_named_at_once_with_its_place_and_a_way_out
         [
             f"{config}:11: unknown key rollout.clisp; did you mean clips?",
             "--set model.widht: unknown key model.widht; did you mean width?",
-            "--set model.width: model.width=1000 is not a multiple of model.head_dim=32; nearest: 992 or 1024",
+            "--set model.width: model.width=1000 is not a multiple of model.head_dim=32; "
+            "nearest: 992 or 1024",
         ]
     )
 

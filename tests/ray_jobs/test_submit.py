@@ -21,12 +21,15 @@ import psutil
 import pytest
 
 from ray_jobs.cluster import connect
+from ray_jobs.doctor import diagnose
 from ray_jobs.errors import JobError, UserError
 from ray_jobs.runtime_env import ROOT, job_runtime_env, runtime_env
 from ray_jobs.submit import auth_headers, check_paths, job_client, normal_address, submit, submit_command
+from worldmodel.config import RunConfig
 
 TOKEN = "a token of this test and of no other"
 START_S = 90
+STARTED = "Ray runtime started"
 STARTS = 3  # Ray gives a node 30 s to come up, which a busy machine may not keep
 NUM_CPUS = 2  # of each of the two nodes: training fills one, decoding must go to the other
 CENSUS = """
@@ -179,9 +182,10 @@ def with_token(two_nodes: TwoNodes, monkeypatch: pytest.MonkeyPatch) -> TwoNodes
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # 100 s on two idle cores
 def test_the_demo_runs_as_a_job_on_two_nodes(with_token, tmp_path):
     settings = ["train.steps=4", "train.checkpoint_every=2", "train.evaluate_clips=4", "data.batch_clips=4"]
-    settings += ["rollout.clips=2", "rollout.steps=2"]
+    settings += ["rollout.clips=2", "rollout.steps=2", "data.held_out=0.3"]
     args = ["--out", str(tmp_path / "run"), "--clips", "16"]
     args += [word for setting in settings for word in ("--set", setting)]
     lines: list[str] = []
@@ -201,6 +205,21 @@ def test_the_demo_runs_as_a_job_on_two_nodes(with_token, tmp_path):
     assert ran_on == set(census["alive"]), census
     assert "runtime_resources" in census["ray_jobs"]  # the code that ran is the one that was sent
     assert "runtime_resources" in census["avtok"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_doctor_asks_every_node(with_token, tmp_path, monkeypatch):
+    cfg = RunConfig.model_validate({"storage": str(tmp_path / "runs"), "train": {"workers": 2}})
+    found = {finding.name: finding for finding in diagnose(cfg, with_token.dashboard)}
+    assert all(finding.ok for finding in found.values()), found
+    assert found["cluster"].found.startswith("2 nodes")
+    assert found["storage there"].found.endswith("written by 2 nodes and seen by the head")
+    assert list((tmp_path / "runs").iterdir()) == []
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another token")
+    (refused,) = diagnose(cfg, with_token.dashboard)
+    assert not refused.ok
+    assert "refused ours" in refused.found
 
 
 @pytest.mark.ray
@@ -261,9 +280,7 @@ def ray_start(args: list[str], folder: Path, name: str) -> Iterator[None]:
                 start_new_session=True,
             )
         try:
-            until(
-                lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, name, folder
-            )
+            until(lambda run=process: run.poll() is not None or STARTED in log.read_text(), name, folder)
             if process.poll() is None:
                 yield
                 return

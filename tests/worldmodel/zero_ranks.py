@@ -88,6 +88,8 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     outcome = train(engine, stream, cfg, layout, start_step=0, hooks=hooks)
     result = {"status": outcome.status, "step": outcome.step, "rows": rows, **reference.differences()}
 
+    # A fresh engine: whatever loading forgets to refresh still holds the initial weights.
+    engine = ZeroEngine(cfg, layout, micro_batches=cfg.train.micro_batches // world_size)
     step = load_checkpoint(folder / "one", engine)
     commit("two_from_one", step)
     resumed: list[dict[str, float]] = []

@@ -130,10 +130,7 @@ class PlainEngine:
     def shards(self) -> dict[str, ParameterShard]:
         found = {}
         for name, master in self.master.items():
-            state = self.optimizer.state.setdefault(master, {})
-            if not state:
-                state["step"] = torch.tensor(0.0)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+            state = _adam_state(self.optimizer, master)
             parts = {
                 "weight": master.detach().view(-1),
                 **{k: state[k].view(-1) for k in ("exp_avg", "exp_avg_sq")},
@@ -192,6 +189,21 @@ class ZeroEngine:
         self.student = self.engine
         self.average = ShardEma(self.engine, self.teacher_engine, prefix=TEACHER_PREFIX)
         self.micro_batches = micro_batches
+        self._start_from_fp32(build_student(cfg, layout))
+
+    @torch.no_grad()
+    def _start_from_fp32(self, initial: SelfFlowStudent) -> None:
+        """Gives the master and its average the weights as they were drawn.
+
+        DeepSpeed makes its fp32 master from weights that it rounded to bf16 first. On that grid the first
+        small steps of a warm-up move hardly any bf16 weight, and the losses of the two engines part.
+        """
+        whole = {name: parameter.detach().flatten() for name, parameter in initial.named_parameters()}
+        for name, shard in self.shards().items():
+            for kind in {"weight", "ema"} & shard.parts.keys():
+                part = shard.parts[kind]
+                part.copy_(whole[name][shard.start : shard.start + part.numel()])
+        self.loaded(0)
 
     def teacher(self, *args: Any, **kwargs: Any) -> dict:
         self.teacher_engine.module.eval()
@@ -223,7 +235,7 @@ class ZeroEngine:
             shape = tuple(parameter.ds_shape)
             start, end = slice_of_rank(math.prod(shape), self.rank, self.world_size)
             master = self.optimizer.fp32_partitioned_groups_flat[group]
-            state = self.optimizer.optimizer.state[master]
+            state = _adam_state(self.optimizer.optimizer, master)
             flats = {"weight": master, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
             if name.startswith(TEACHER_PREFIX):
                 flats["ema"] = self.average.average[group]
@@ -240,6 +252,15 @@ class ZeroEngine:
                 optimizer.fp16_partitioned_groups_flat[group].data.copy_(master.data)
             optimizer._unflatten_partitioned_parameters(group)
         self.average.publish()
+
+
+def _adam_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Tensor]:
+    """The moments of one parameter; zeros before the first step, so that a checkpoint finds where to go."""
+    state = optimizer.state[master]
+    if not state:
+        state["step"] = torch.tensor(0.0)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+    return state
 
 
 def _settings(cfg: RunConfig, micro_batches: int) -> dict[str, Any]:

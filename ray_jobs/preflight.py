@@ -1,0 +1,38 @@
+"""What is wrong with a run before Ray, torch or a decoder is imported: a mistake should cost a second."""
+
+from __future__ import annotations
+
+from avtok.load import codec_spec
+from avtok.spec import CodecSpec
+from ray_jobs.errors import UserError
+from ray_jobs.manifest import read_sources
+from ray_jobs.run_folder import RunFolder
+from worldmodel.config import DataConfig, RunConfig
+
+
+def check_given(cfg: RunConfig) -> None:
+    """UserError for a source that cannot be read, codecs that do not fit, a name that is taken."""
+    if not cfg.data.manifest:
+        raise UserError("data.manifest: not set; give a folder or manifest: --set data.manifest=FOLDER")
+    try:
+        video, audio = codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    check_codecs(video, audio, cfg.data)
+    folder = RunFolder(cfg)
+    folder.check_free(cfg)
+    if not folder.config.exists():
+        read_sources([cfg.data.manifest])
+
+
+def check_codecs(video: CodecSpec, audio: CodecSpec, data: DataConfig) -> None:
+    """UserError when the codecs are for something else than the data are decoded to."""
+    problems = []
+    if video.modality != "video" or audio.modality != "audio":
+        problems.append(f"codec: {video.name} is for {video.modality}, {audio.name} for {audio.modality}")
+    if video.rate_hz != data.fps:
+        problems.append(f"data.fps={data.fps}, codec {video.name} needs {video.rate_hz}")
+    if audio.rate_hz != data.sample_rate:
+        problems.append(f"data.sample_rate={data.sample_rate}, codec {audio.name} needs {audio.rate_hz}")
+    if problems:
+        raise UserError(*problems)

@@ -1,0 +1,364 @@
+"""Training meets bad clips, killed workers, Ctrl-C and full disks, and loses nothing that was committed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from avtok.decode import decode_clip
+from avtok.mux import write_clip
+from ray_jobs.accounting import Ledger
+from ray_jobs.cluster import connect
+from ray_jobs.errors import JobError, UserError
+from ray_jobs.plan import Plan
+from ray_jobs.rollout import run_rollouts
+from ray_jobs.run_folder import SNAPSHOT, RunFolder, last_commit
+from ray_jobs.train import TrainResult, prepare, run_training
+from ray_jobs.train_and_report import train_and_report
+from worldmodel.config import RunConfig
+from worldmodel.train.checkpoint import CheckpointReader
+from worldmodel.worlds.bounce import BounceSettings, simulate
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+NUM_GOOD, STEPS, EVERY = 12, 40, 8
+KILLED_AT = EVERY + 2
+CPUS = 8
+
+
+def config(storage: Path, name: str, clips: Path, **changes: dict[str, Any]) -> RunConfig:
+    values: dict[str, dict[str, Any]] = {
+        "data": {"manifest": str(clips), "clip_s": 1.0, "batch_clips": 2, "held_out": 0.3},
+        "model": {"depth": 2, "width": 64, "head_dim": 32},
+        "train": {"steps": STEPS, "checkpoint_every": EVERY, "evaluate_clips": 2, "precision": "fp32"},
+        "rollout": {"prefix_s": 0.5, "seconds": 0.5, "steps": 2, "clips": 3, "actors": 1, "show": 2},
+    }
+    merged = {part: {**fields, **changes.get(part, {})} for part, fields in values.items()}
+    return RunConfig.model_validate({"name": name, "storage": str(storage), **merged})
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """The training rows of metrics.jsonl."""
+    if not (run / "metrics.jsonl").exists():
+        return []
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]
+
+
+def steps_of(run: Path) -> dict[int, list[int]]:
+    """attempt -> the steps that it trained, in order."""
+    steps: dict[int, list[int]] = {}
+    for row in rows_of(run):
+        steps.setdefault(int(row["attempt"]), []).append(int(row["step"]))
+    return steps
+
+
+def final_losses(run: Path) -> dict[int, float]:
+    """step -> loss; where a step was trained again the later row counts."""
+    return {int(row["step"]): row["loss"] for row in rows_of(run)}
+
+
+def assert_books_close(cfg: RunConfig, *, step: int) -> dict[str, Any]:
+    """The last commit holds just the samples before `step`: none lost, none doubled."""
+    folder = RunFolder(cfg)
+    plan, commit = Plan.load(folder.plan), last_commit(folder.path)
+    assert commit is not None
+    assert commit.name.startswith(f"step-{step:07d}-")
+    ledger = Ledger.from_files(commit)
+    ledger.check(plan)
+    assert ledger.position == step * cfg.train.micro_batches
+    found = json.loads((folder.path / "accounting.json").read_text())
+    assert found["planned"] == found["consumed"] + len(found["quarantined"]) + found["remaining"]
+    return found
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@dataclass
+class Runs:
+    """Two runs of one config over the same clips, both planned before one of the clips broke."""
+
+    whole: RunConfig
+    chain: RunConfig
+    broken: Path
+    trained: list[TrainResult] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    episodes = [simulate(BounceSettings(), seed=seed, duration_s=1.0) for seed in range(NUM_GOOD)]
+    for i, episode in enumerate(episodes):
+        path = folder / f"good_{i:02d}.mp4"
+        write_clip(path, episode.video_THWC, episode.audio_N, fps=16, sample_rate=16000)
+    first = episodes[0]
+    write_clip(folder / "no_sound.mp4", first.video_THWC[::-1], None, fps=16, sample_rate=16000)
+    write_clip(folder / "no_picture.mp4", None, first.audio_N[::-1].copy(), fps=16, sample_rate=16000)
+    shutil.copy(folder / "good_00.mp4", folder / "cut.mp4")
+    cut_short(folder / "cut.mp4")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    storage = tmp_path_factory.mktemp("runs")
+    whole, chain = config(storage, "whole", clips), config(storage, "chain", clips)
+    _, plan, _ = prepare(whole, "pytest")
+    assert prepare(chain, "pytest")[1].hash == plan.hash
+    uris = [plan.sample(i).uri for i in range(plan.num_train)]
+    broken = Path(next(uri for uri in uris if "good_" in uri))
+    cut_short(broken)
+    return Runs(whole, chain, broken)
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    stdout: str
+    stderr: str
+    step: int
+
+
+@pytest.fixture(scope="module")
+def interrupted(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """`worldmodel train` of which a worker is killed, that goes on by itself, and that gets Ctrl-C then."""
+    run, output = RunFolder(runs.chain).path, tmp_path_factory.mktemp("output")
+    command = [sys.executable, "-m", "ray_jobs.cli", "train", str(run / "config.yaml"), "--json"]
+    failpoint = {"WORLDMODEL_FAILPOINT": f"kill:rank1:step{KILLED_AT}", "OMP_NUM_THREADS": "1"}
+    with (output / "out").open("w") as out, (output / "err").open("w") as err:
+        process = subprocess.Popen(
+            command, env={**os.environ, **failpoint}, stdout=out, stderr=err, start_new_session=True
+        )
+        while process.poll() is None and steps_of(run).get(2, [0])[-1] < KILLED_AT + 2:
+            time.sleep(0.1)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the driver's whole group
+        code = process.wait()
+    commit = last_commit(run)
+    step = int(CheckpointReader(commit).model["step"]) if commit else -1
+    return Ended(code, (output / "out").read_text(), (output / "err").read_text(), step)
+
+
+@pytest.fixture(scope="module")
+def cluster(interrupted: Ended) -> Iterator[None]:
+    """Starts when the command that had a cluster of its own is done: two at once would only be slow."""
+    connect(num_cpus=CPUS)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def whole(cluster: None, runs: Runs) -> Path:
+    """Two workers from the first step to the last, rollouts and report."""
+    trained, _ = train_and_report(runs.whole, command="pytest", say=lambda stage, info: None)
+    assert (trained.status, trained.attempts) == ("finished", 1)
+    return trained.run
+
+
+@pytest.fixture(scope="module")
+def chain(cluster: None, runs: Runs, interrupted: Ended) -> Runs:
+    """The interrupted run goes on with one worker, is interrupted again, and ends with two."""
+
+    def press_once(stage: str, info: dict[str, Any]) -> None:
+        if stage == "train" and not pressed:
+            pressed.append(info["step"])
+            os.kill(os.getpid(), signal.SIGINT)
+
+    pressed: list[int] = []
+    one_worker = runs.chain.model_copy(update={"train": runs.chain.train.model_copy(update={"workers": 1})})
+    runs.trained.append(run_training(one_worker, command="pytest", progress=press_once))
+    assert_books_close(runs.chain, step=runs.trained[0].step)
+    runs.trained.append(run_training(runs.chain, command="pytest"))
+    return runs
+
+
+def test_a_killed_worker_is_replaced_and_ctrl_c_commits_says_how_to_go_on_and_exits_with_130(
+    runs, interrupted
+):
+    run = RunFolder(runs.chain).path
+    assert interrupted.code == 130, interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
+    assert "resume with the same command: worldmodel train" in interrupted.stderr
+    said = json.loads(interrupted.stdout)
+    assert (said["status"], said["step"], said["run"]) == ("stopped", interrupted.step, str(run))
+    steps = steps_of(run)
+    assert steps[1][0] == 0
+    assert EVERY <= steps[1][-1] < KILLED_AT  # the kill came after a commit and before the next
+    assert steps[2] == list(range(EVERY, interrupted.step))  # from the commit on, each step once
+    assert_books_close(runs.chain, step=interrupted.step)
+
+
+def test_the_same_command_goes_on_with_the_next_unseen_sample_at_any_number_of_workers(chain, interrupted):
+    one, two = chain.trained
+    assert (one.status, two.status) == ("stopped", "finished")
+    steps = steps_of(one.run)
+    assert steps[3] == list(range(interrupted.step, one.step))
+    assert steps[4] == list(range(one.step, STEPS))
+    found = assert_books_close(chain.chain, step=STEPS)
+    assert found["remaining"] == 0
+    assert all(epoch["remaining"] == 0 for epoch in found["epochs"][:-1])
+
+
+def test_a_run_killed_stopped_and_resliced_2_1_2_ends_where_an_undisturbed_one_does(whole, chain):
+    undisturbed, disturbed = final_losses(whole), final_losses(chain.trained[-1].run)
+    assert undisturbed.keys() == disturbed.keys() == set(range(STEPS))
+    for step, loss in undisturbed.items():
+        assert disturbed[step] == pytest.approx(loss, rel=1e-3), step
+    commits = [last_commit(run) for run in (whole, chain.trained[-1].run)]
+    left, right = (CheckpointReader(commit) for commit in commits if commit)
+    moved = [
+        (left.whole(kind, name), right.whole(kind, name))
+        for kind, names in (("weight", left.model["shapes"]), ("ema", [*left.ema_weights()]))
+        for name in ((n if kind == "weight" else f"transformer.{n}") for n in names)
+    ]
+    apart = torch.cat([(a - b).flatten() for a, b in moved]).norm()
+    assert apart < 1e-3 * torch.cat([a.flatten() for a, _ in moved]).norm()
+
+
+def test_clips_without_sound_or_picture_train_and_broken_ones_are_in_the_books_and_in_the_report(whole, runs):
+    plan = Plan.load(RunFolder(runs.whole).plan)
+    planned = {Path(plan.sample(i).uri).name: plan.sample(i) for i in range(plan.num_samples)}
+    assert not planned["no_sound.mp4"].has_sound
+    assert not planned["no_picture.mp4"].has_video
+    assert "cut.mp4" not in planned
+    found = assert_books_close(runs.whole, step=STEPS)
+    ((uri, reason),) = [(row["uri"], row["reason"]) for row in found["quarantined"]]
+    assert Path(uri) == runs.broken
+    assert reason
+    (left_out,) = found["left_out"]
+    assert Path(left_out["uri"]).name == "cut.mp4"
+    page = (whole / "report.html").read_text()
+    for row in (*found["quarantined"], *found["left_out"]):
+        assert row["uri"] in page
+
+
+def test_a_finished_run_is_not_trained_again(whole, runs):
+    before = (whole / "metrics.jsonl").read_bytes()
+    again = run_training(runs.whole, command="pytest")
+    assert (again.status, again.step, again.attempts) == ("finished", STEPS, 0)
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_rollouts_depend_on_their_seed_and_not_on_who_shares_the_actor(whole, runs, tmp_path):
+    folder = RunFolder(runs.whole)
+    plan = Plan.load(folder.plan)
+    first = json.loads((folder.rollouts / "rollouts.json").read_text())
+    ids = [row["sample_id"] for row in first]
+    assert len(ids) >= 2
+
+    def again(name: str, sessions: int, seed: int) -> list[dict[str, Any]]:
+        rollout = runs.whole.rollout.model_copy(update={"sessions_per_actor": sessions})
+        return run_rollouts(folder.export, plan, ids, out=tmp_path / name, rollout=rollout, seed=seed)
+
+    digests = [row["latents_sha256"] for row in first]
+    assert [row["latents_sha256"] for row in again("same", 4, runs.whole.seed)] == digests
+    others = [row["latents_sha256"] for row in again("seed", 4, runs.whole.seed + 1)]
+    assert not set(others) & set(digests)
+    span = {"start_s": 0.0, "end_s": 1.0, "fps": 16, "size": (64, 64), "sample_rate": 16000}
+    for together, alone in zip(first, again("alone", 1, runs.whole.seed), strict=True):
+        a, b = (
+            decode_clip(str(place / row["rollout"]), **span)
+            for place, row in ((folder.rollouts, together), (tmp_path / "alone", alone))
+        )
+        if a.video_THWC is not None and b.video_THWC is not None:
+            assert np.abs(a.video_THWC.astype(float) - b.video_THWC).mean() < 0.5  # of 255
+        if a.audio_N is not None and b.audio_N is not None:
+            assert np.abs(a.audio_N - b.audio_N).max() < 1e-2
+
+
+def test_more_bad_clips_than_allowed_end_the_job_with_the_rate_and_a_commit(cluster, clips, tmp_path):
+    copies = tmp_path / "copies"
+    shutil.copytree(clips, copies, ignore=shutil.ignore_patterns("cut.mp4"))
+    cfg = config(tmp_path, "rotten", copies, data={"max_quarantine_rate": 0.2})
+    _, plan, _ = prepare(cfg, "pytest")
+    for i in range(0, plan.num_train, 2):
+        cut_short(Path(plan.sample(i).uri))
+    with pytest.raises(
+        JobError, match=r"clips could not be used, more than data\.max_quarantine_rate=0\.2"
+    ) as e:
+        run_training(cfg, command="pytest")
+    assert e.value.exit_code == 1
+    commit = last_commit(tmp_path / "rotten")
+    assert commit is not None
+    assert f"last commit: {commit.name}; resume with" in e.value.lines[1]
+    found = assert_books_close(cfg, step=int(CheckpointReader(commit).model["step"]))
+    assert len(found["quarantined"]) >= 0.2 * plan.num_train
+
+
+def test_too_few_cpus_are_refused_with_the_number_that_fits_and_leave_no_folder(cluster, clips, tmp_path):
+    cfg = config(tmp_path, "wide", clips, train={"workers": 9})
+    with pytest.raises(
+        UserError, match=rf"needs 13\.5, the cluster has {CPUS}; use train\.workers=5$"
+    ) as error:
+        run_training(cfg, command="pytest")
+    assert error.value.exit_code == 2
+    assert not (tmp_path / "wide").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_words(whole, runs, clips, tmp_path):
+    cfg = config(tmp_path, "other", clips, model={"width": 96})
+    folder, _, _ = prepare(cfg, "pytest")
+    shutil.copytree(whole / "checkpoints", folder.path / "checkpoints")
+    shutil.copy(whole / SNAPSHOT, folder.path / SNAPSHOT)
+    cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"steps": STEPS + 1})})
+    folder.claim(cfg, "pytest")
+    with pytest.raises(
+        JobError, match=r"checkpoint of another model: .*saved \(.*64.*\), this model \(.*96"
+    ) as e:
+        run_training(cfg, command="pytest")
+    assert e.value.exit_code == 1
+    assert steps_of(folder.path) == {}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with space for one commit and a half."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "none", str(place)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_ends_the_job_in_words_keeps_the_commits_and_the_same_command_finishes_later(
+    cluster, clips, small_disk
+):
+    cfg = config(small_disk, "full", clips, train={"steps": 12, "checkpoint_every": 4, "evaluate_clips": 0})
+    with pytest.raises(
+        JobError, match=r"full: the disk is full; make space and start the same command"
+    ) as error:
+        run_training(cfg, command="pytest")
+    assert error.value.exit_code == 1
+    run = small_disk / "full"
+    commit = last_commit(run)
+    assert commit is not None
+    assert commit.name in error.value.lines[1]
+    assert commit.name.startswith("step-0000004-")
+    assert CheckpointReader(commit).ema_weights()
+    Ledger.from_files(commit).check(Plan.load(RunFolder(cfg).plan))
+
+    (run / SNAPSHOT).write_text("")  # Ray writes its list in place: this is what a full disk may leave of it
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    trained = run_training(cfg, command="pytest")
+    assert (trained.status, trained.step) == ("finished", 12)
+    assert sorted(steps_of(run).values())[-1] == list(range(4, 12))
+    assert_books_close(cfg, step=12)
