@@ -7,14 +7,17 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from ray_jobs.errors import DISK_FULL, UserError, is_disk_full
 from worldmodel.load_config import ConfigError
 
+_answers: TextIO = sys.stdout
 INTERRUPTED = 130  # 128 + SIGINT
 
 app = typer.Typer(
@@ -363,6 +366,20 @@ def bench(
     _print(result, as_json, "\n".join(f"{key}: {_short(value)}" for key, value in result["figures"].items()))
 
 
+@app.callback()
+def _begin(context: typer.Context) -> None:
+    context.with_resource(_stdout_for_answers_only())
+
+
+@contextmanager
+def _stdout_for_answers_only() -> Iterator[None]:
+    """Ray prints on standard output when a worker dies; whoever reads --json must not meet that."""
+    global _answers
+    _answers = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield
+
+
 def main() -> None:
     """Exit 2 for what the user gave, 1 for what broke, 130 after Ctrl-C; no tracebacks for any."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -391,7 +408,7 @@ def _command() -> str:
 
 
 def _print(found: Any, as_json: bool, text: str) -> None:
-    typer.echo(json.dumps(found, default=str) if as_json else text)
+    typer.echo(json.dumps(found, default=str) if as_json else text, file=_answers)
 
 
 def _short(value: Any) -> str:

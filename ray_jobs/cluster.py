@@ -46,6 +46,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
         return
     ray.init(
         address="local",  # without it Ray joins whatever cluster was started last on this machine
+        _node_ip_address="127.0.0.1",  # a laptop's demo opens no port to the network
         num_cpus=num_cpus or local_cpus(),
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,

@@ -14,7 +14,9 @@ from ray_jobs.run_folder import RunFolder
 from ray_jobs.train_and_report import Say, train_and_report
 from worldmodel.load_config import load_config
 
-DEMO_CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
+# In a checkout beside the packages, in a wheel within this one.
+CONFIG_FOLDERS = (Path(__file__).parent.parent / "configs", Path(__file__).parent / "configs")
+DEMO_CONFIG = next((f / "demo.yaml" for f in CONFIG_FOLDERS if f.is_dir()), CONFIG_FOLDERS[0] / "demo.yaml")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from worldmodel.config import RunConfig
 NOT_FOR_USERS = ("dev",)
 GB = 1 << 30
 DISK_BYTES = 2 * GB  # two checkpoints of a small model, clips and a report
-# Summed PSS of the demo by 3 processes each 0.7 to 0.9 GB, and what Ray itself takes.
+# A training worker of the demo was seen to hold 0.9 GB (RSS); what Ray itself takes is a rough allowance.
 PROCESS_BYTES, RAY_BYTES = int(0.9 * GB), int(1.5 * GB)
 PROBE_S = 180
 SETUP = "run `make setup`, which installs requirements.lock"

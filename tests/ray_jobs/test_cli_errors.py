@@ -156,6 +156,7 @@ def test_a_storage_that_cannot_be_written_is_one_line(tmp_path, config):
     assert error.value.exit_code == 2
 
 
+@pytest.mark.slow  # some of these import torch
 def test_commands_that_are_given_something_that_is_not_there_say_so(tmp_path):
     model = tmp_path / "model"
     (line,) = complaint("rollout", model, "--prompts", tmp_path, "--out", tmp_path / "out")
@@ -170,6 +171,7 @@ def test_commands_that_are_given_something_that_is_not_there_say_so(tmp_path):
     assert line.startswith(f"{tmp_path / 'm.parquet'}: no such manifest; make one with: worldmodel index")
 
 
+@pytest.mark.slow  # some of these import torch
 def test_an_unknown_world_is_refused_with_the_known_ones_before_ray_starts(tmp_path):
     (line,) = complaint("render", "bonce_one", "--out", tmp_path / "clips")
     assert "'bonce_one'" in line

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def plain_run(folder: Path) -> list[dict[str, float]]:
-    """The reference: ten steps in one process, a checkpoint after eight."""
+    """The reference: eight steps in one process, a checkpoint, two more in bf16."""
     cfg = parity_config()
     layout = tiny_layout(cfg)
     engine = PlainEngine(cfg, layout)
@@ -43,6 +43,9 @@ def plain_run(folder: Path) -> list[dict[str, float]]:
     (folder / "one").mkdir()
     train(engine, stream_of(layout), cfg, layout, start_step=0, hooks=hooks)
     hooks = Hooks(commit=lambda step: None, on_row=rows.append)
+    cfg = parity_config("bf16")
+    engine = PlainEngine(cfg, layout)
+    load_checkpoint(folder / "one", engine)
     train(engine, stream_of(layout, start=COMMIT_AT), cfg, layout, start_step=COMMIT_AT, hooks=hooks)
     return rows
 
@@ -135,9 +138,9 @@ def test_a_checkpoint_resliced_from_one_to_two_and_back_keeps_every_byte(both, t
     assert any(name.startswith("exp_avg_sq/head.") and tensor.any() for name, tensor in before.items())
 
 
-def test_two_ranks_go_on_from_the_checkpoint_of_one(both):
+def test_two_ranks_go_on_in_bf16_from_the_checkpoint_of_one(both):
     ours = [row["loss"] for row in both["zero"][0]["resumed"]]
-    assert ours == pytest.approx([row["loss"] for row in both["plain"][COMMIT_AT:]], rel=1e-3)
+    assert ours == pytest.approx([row["loss"] for row in both["plain"][COMMIT_AT:]], rel=1e-2)
 
 
 def test_a_checkpoint_of_another_model_names_the_parameter(both):
