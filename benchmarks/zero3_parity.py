@@ -58,7 +58,6 @@ def run(smoke: bool) -> Measured:
             }
             for precision in PRECISIONS
         }
-        log = (folder / "log.txt").read_text("utf-8", errors="replace")
     raw: dict[str, Any] = {"steps": steps, "silent_micro_batch": SILENT, "runs": found}
     for precision, runs in found.items():
         plain = runs["plain"]["losses"]
@@ -81,8 +80,20 @@ def run(smoke: bool) -> Measured:
             "ema_max_movement": ema["max_movement"],
         },
         config=dump_config(cfg),
-        log=log,
+        log=_table(found),
     )
+
+
+def _table(found: dict[str, Any]) -> str:
+    """A line a step: the loss of PlainEngine, of PlainEngine with reversed clips and of ZeroEngine."""
+    lines = []
+    for precision, runs in found.items():
+        columns = [runs[variant]["losses"] for variant in ("plain", "reversed", "zero")]
+        for step, losses in enumerate(zip(*columns, strict=True)):
+            lines.append(
+                f"{precision} step {step:2d}: " + " ".join(f"{loss:12.6f}" for loss in losses) + "\n"
+            )
+    return "".join(lines)
 
 
 def _prepare(folder: Path, *, steps: int, clips: int, overrides: list[str]) -> RunConfig:

@@ -48,7 +48,7 @@ def run_benchmark(name: str, *, smoke: bool, root: Path = ROOT) -> dict[str, Any
     """
     began = datetime.now(UTC)
     facts = run_facts(f"worldmodel bench {name}{' --smoke' if smoke else ''} --json")
-    measured: Measured = _load(name, root).run(smoke)
+    measured: Measured = load_benchmark(name, root).run(smoke)
     result = {
         "name": name,
         "figures": measured.figures,
@@ -66,6 +66,25 @@ def run_benchmark(name: str, *, smoke: bool, root: Path = ROOT) -> dict[str, Any
     if not smoke:
         _file(result, measured, root / "benchmarks" / "results" / f"{began:%Y-%m-%d}_{name}")
     return result
+
+
+def load_benchmark(name: str, root: Path = ROOT) -> ModuleType:
+    """benchmarks/<name>.py as a module. UserError for an unknown name or outside a checkout."""
+    if not (root / "pyproject.toml").exists() or not (root / "benchmarks").is_dir():
+        raise UserError(
+            f"worldmodel bench {name}: {root} is no checkout; clone the repository and run it there"
+        )
+    known = known_benchmarks(root)
+    if name not in known:
+        raise UserError(f"no benchmark is named {name!r}; there is {', '.join(known)}")
+    file = root / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", file)
+    assert spec is not None, f"{file} is a Python file"
+    assert spec.loader is not None, f"{file} is a Python file"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def known_benchmarks(root: Path = ROOT) -> list[str]:
@@ -114,24 +133,6 @@ def _exit_codes(ranks: list[subprocess.Popen[bytes]]) -> list[int | None]:
 
 def last_lines(log: Path) -> list[str]:
     return log.read_text("utf-8", errors="replace").splitlines()[-LAST_LINES:]
-
-
-def _load(name: str, root: Path) -> ModuleType:
-    if not (root / "pyproject.toml").exists() or not (root / "benchmarks").is_dir():
-        raise UserError(
-            f"worldmodel bench {name}: {root} is no checkout; clone the repository and run it there"
-        )
-    known = known_benchmarks(root)
-    if name not in known:
-        raise UserError(f"no benchmark is named {name!r}; there is {', '.join(known)}")
-    file = root / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", file)
-    assert spec is not None, f"{file} is a Python file"
-    assert spec.loader is not None, f"{file} is a Python file"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def _file(result: dict[str, Any], measured: Measured, folder: Path) -> None:

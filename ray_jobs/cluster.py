@@ -10,13 +10,14 @@ from collections.abc import Mapping
 
 import psutil
 
-from ray_jobs.errors import UserError
+from ray_jobs.errors import JobError, UserError
 from worldmodel.config import RunConfig
 
 # Decoding, rendering and training take turns on a small machine: with one logical CPU per core the stream
 # would wait for CPUs that training holds.
 LOCAL_CPUS = 8
 CPUS_PER_DECODER = 0.5  # of a decode and encode actor
+LOCAL_STARTS = 3
 OBJECT_STORE_BYTES = 512 << 20  # latents are small; a larger store only costs shared memory
 CONNECT_TIMEOUT_S = 5.0
 TOKEN_ADVICE = "set RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token of the machine that runs the head"
@@ -44,15 +45,26 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
     if address:
         _join(address)
         return
-    ray.init(
-        address="local",  # without it Ray joins whatever cluster was started last on this machine
-        _node_ip_address="127.0.0.1",  # a laptop's demo opens no port to the network
-        num_cpus=num_cpus or local_cpus(),
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env=runtime_env(local=True),
+    for _ in range(LOCAL_STARTS):
+        try:
+            ray.init(
+                address="local",  # without it Ray joins whatever cluster was started last on this machine
+                num_cpus=num_cpus or local_cpus(),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=runtime_env(local=True),
+            )
+        except Exception as error:  # Ray has no class for it
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+        else:
+            return
+    raise JobError(
+        f"Ray did not start on this machine in {LOCAL_STARTS} tries of 30 s: it is busy or short of memory; "
+        "end other work and start the same command again"
     )
 
 

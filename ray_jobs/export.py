@@ -16,7 +16,7 @@ from worldmodel.config import RunConfig
 from worldmodel.export import INDEX_FILE, NotAModel, load_model, save_model
 from worldmodel.load_config import load_config
 from worldmodel.model.transformer import WorldTransformer
-from worldmodel.train.checkpoint import CheckpointReader
+from worldmodel.train.checkpoint import CheckpointMismatch, CheckpointReader
 
 
 def export_run(run: Path, out: Path) -> Path:
@@ -25,7 +25,10 @@ def export_run(run: Path, out: Path) -> Path:
     if commit is None:
         raise UserError(f"{run}: nothing was committed, so there is nothing to export")
     cfg = load_config(run / "config.yaml")
-    reader = CheckpointReader(commit)
+    try:
+        reader = CheckpointReader(commit)
+    except CheckpointMismatch as error:
+        raise UserError(str(error)) from None
     facts: dict[str, Any] = {"steps": reader.model["step"], "seed": cfg.seed, "objective": cfg.objective.rep}
     save_model(out, reader.ema_weights(), layout_of(cfg), cfg, facts)
     for modality, name in (("video", cfg.codec.video), ("audio", cfg.codec.audio)):

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -119,13 +119,14 @@ def run_training(cfg: RunConfig, *, command: str, progress: Progress | None = No
     sweep(folder.path)
     if metrics.is_disk_full:
         outcome = {"status": "failed", "reason": DISK_FULL}
-    try:
+    if outcome and outcome["status"] == "finished" and not _is_trained(folder, cfg):
+        outcome = None  # the workers were done, but Ray could not enter the last commit
+    if outcome is None or outcome["status"] not in ("finished", "stopped"):
+        with suppress(OSError, JobError):  # what broke first is what must be said
+            account(folder, plan)
+        raise _failure(folder, outcome, failures, failure)
+    with disk_full_is_an_error(folder.path):
         account(folder, plan)
-    except OSError:
-        if outcome is not None and outcome["status"] != "failed":
-            raise
-    _raise_failure(folder, outcome, failures, failure)
-    assert outcome is not None
     if outcome["status"] == "finished":
         with disk_full_is_an_error(folder.path):
             export_run(folder.path, folder.export)
@@ -208,16 +209,15 @@ def _stop_on_interrupt(board: Any, progress: Progress | None) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _raise_failure(
+def _failure(
     folder: RunFolder, outcome: dict[str, Any] | None, failures: list[str], raised: list[BaseException]
-) -> None:
-    if outcome is not None and outcome["status"] in ("finished", "stopped"):
-        return
+) -> JobError:
+    """What broke, the last commit and how to resume."""
     commit = last_commit(folder.path)
     kept = f"last commit: {commit.name}" if commit else "nothing was committed yet"
     resume = f"resume with the same command, or `worldmodel train {folder.path / 'config.yaml'}`"
     if outcome is not None:
-        raise JobError(f"{folder.path.name}: {outcome['reason']}", f"{kept}; {resume}")
+        return JobError(f"{folder.path.name}: {outcome['reason']}", f"{kept}; {resume}")
     reason = (
         failures[0]
         if failures
@@ -226,5 +226,5 @@ def _raise_failure(
         else "the job ended without a word"
     )
     if any(is_disk_full(error) for error in raised) or "No space left" in reason:
-        raise JobError(f"{folder.path.name}: {DISK_FULL}", kept)
-    raise JobError(f"{folder.path.name}: training broke: {reason.splitlines()[0]}", f"{kept}; {resume}")
+        return JobError(f"{folder.path.name}: {DISK_FULL}", kept)
+    return JobError(f"{folder.path.name}: training broke: {reason.splitlines()[0]}", f"{kept}; {resume}")

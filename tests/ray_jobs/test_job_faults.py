@@ -86,8 +86,9 @@ def assert_books_close(cfg: RunConfig, *, step: int) -> dict[str, Any]:
     return found
 
 
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def break_file(path: Path) -> None:
+    """Leaves the first bytes, of which no decoder can make anything."""
+    path.write_bytes(path.read_bytes()[:300])
 
 
 @dataclass
@@ -110,8 +111,12 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = episodes[0]
     write_clip(folder / "no_sound.mp4", first.video_THWC[::-1], None, fps=16, sample_rate=16000)
     write_clip(folder / "no_picture.mp4", None, first.audio_N[::-1].copy(), fps=16, sample_rate=16000)
-    shutil.copy(folder / "good_00.mp4", folder / "cut.mp4")
-    cut_short(folder / "cut.mp4")
+    for name, seed in (("half.mp4", 90), ("head.mp4", 91)):
+        episode = simulate(BounceSettings(), seed=seed, duration_s=1.0)
+        write_clip(folder / name, episode.video_THWC, episode.audio_N, fps=16, sample_rate=16000)
+    half = (folder / "half.mp4").read_bytes()
+    (folder / "half.mp4").write_bytes(half[: len(half) // 2])
+    break_file(folder / "head.mp4")
     return folder
 
 
@@ -123,7 +128,7 @@ def runs(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     assert prepare(chain, "pytest")[1].hash == plan.hash
     uris = [plan.sample(i).uri for i in range(plan.num_train)]
     broken = Path(next(uri for uri in uris if "good_" in uri))
-    cut_short(broken)
+    break_file(broken)
     return Runs(whole, chain, broken)
 
 
@@ -236,13 +241,15 @@ def test_clips_without_sound_or_picture_train_and_broken_ones_are_in_the_books_a
     planned = {Path(plan.sample(i).uri).name: plan.sample(i) for i in range(plan.num_samples)}
     assert not planned["no_sound.mp4"].has_sound
     assert not planned["no_picture.mp4"].has_video
-    assert "cut.mp4" not in planned
+    assert 0 < planned["half.mp4"].valid_s < 1.0  # truncated: used as far as it is whole
+    assert "head.mp4" not in planned
     found = assert_books_close(runs.whole, step=STEPS)
     ((uri, reason),) = [(row["uri"], row["reason"]) for row in found["quarantined"]]
     assert Path(uri) == runs.broken
     assert reason
     (left_out,) = found["left_out"]
-    assert Path(left_out["uri"]).name == "cut.mp4"
+    assert Path(left_out["uri"]).name == "head.mp4"
+    assert left_out["reason"]
     page = (whole / "report.html").read_text()
     for row in (*found["quarantined"], *found["left_out"]):
         assert row["uri"] in page
@@ -284,11 +291,11 @@ def test_rollouts_depend_on_their_seed_and_not_on_who_shares_the_actor(whole, ru
 
 def test_more_bad_clips_than_allowed_end_the_job_with_the_rate_and_a_commit(cluster, clips, tmp_path):
     copies = tmp_path / "copies"
-    shutil.copytree(clips, copies, ignore=shutil.ignore_patterns("cut.mp4"))
+    shutil.copytree(clips, copies, ignore=shutil.ignore_patterns("h*.mp4"))
     cfg = config(tmp_path, "rotten", copies, data={"max_quarantine_rate": 0.2})
     _, plan, _ = prepare(cfg, "pytest")
     for i in range(0, plan.num_train, 2):
-        cut_short(Path(plan.sample(i).uri))
+        break_file(Path(plan.sample(i).uri))
     with pytest.raises(
         JobError, match=r"clips could not be used, more than data\.max_quarantine_rate=0\.2"
     ) as e:
@@ -315,7 +322,8 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(whole, runs, clips, t
     cfg = config(tmp_path, "other", clips, model={"width": 96})
     folder, _, _ = prepare(cfg, "pytest")
     shutil.copytree(whole / "checkpoints", folder.path / "checkpoints")
-    shutil.copy(whole / SNAPSHOT, folder.path / SNAPSHOT)
+    for name in (SNAPSHOT, "plan.parquet", "manifest.parquet"):
+        shutil.copy(whole / name, folder.path / name)
     cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"steps": STEPS + 1})})
     folder.claim(cfg, "pytest")
     with pytest.raises(
