@@ -119,7 +119,7 @@ def loss_figures(rows: Rows) -> list[tuple[str, str]]:
 def throughput_figures(rows: Rows) -> list[tuple[str, str]]:
     figures: list[tuple[str, str]] = []
     for key, caption, unit in (
-        ("tokens_per_s", "Throughput", "tokens under loss / s"),
+        ("tokens_per_s", "Throughput", "tokens / s"),
         ("stall_fraction", "Waiting for data", "fraction of step time"),
     ):
         lines = _curve(rows, key, "video" if key == "tokens_per_s" else "audio", None)

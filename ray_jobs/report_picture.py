@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avtok.decode import DecodedClip, decode_clip, probe
 from PIL import Image, ImageDraw, ImageFont
 
+from avtok.decode import DecodedClip, decode_clip, probe
 from ray_jobs.report_figures import filmstrip_png, sound_png
 
 COLUMNS = 16

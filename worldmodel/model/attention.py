@@ -15,7 +15,7 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 def attend(q_BHLd: Tensor, k_BHJd: Tensor, v_BHJd: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention. On the CPU PyTorch's fused kernel is two to three times slower, forward and backward,
+    """Softmax attention. On the CPU PyTorch's fused kernel is two to three times slower, both ways,
     than two products with a softmax in fp32 between them; a test holds the two equal."""
     if q_BHLd.device.type != "cpu":
         return F.scaled_dot_product_attention(q_BHLd, k_BHJd, v_BHJd, attn_mask=mask)
