@@ -19,6 +19,7 @@ from ray_jobs.memory import SessionMemory
 
 GB = 1e9
 POLL_S = 0.1
+PLACE = "FOLDER"  # stands for the temporary folder in the filed config and log
 SMOKE = [
     "--clips",
     "24",
@@ -68,8 +69,8 @@ def run(smoke: bool) -> Measured:
             },
             raw=raw,
             n=1,
-            config=(out / "config.yaml").read_text(),
-            log=log.read_text("utf-8", errors="replace"),
+            config=(out / "config.yaml").read_text().replace(folder, PLACE),
+            log=log.read_text("utf-8", errors="replace").replace(folder, PLACE),
         )
 
 

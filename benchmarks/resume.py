@@ -51,6 +51,7 @@ SETTINGS = [
 KILLS = [("worker",)] * 5 + [("worker", "worker"), ("worker", "worker", "worker")]
 KILLS += [("driver",), ("driver",), ("worker", "driver")]
 SMOKE_KILLS = [("worker",), ("driver",)]
+PLACE = "FOLDER"  # stands for the temporary folder in the filed config
 WORKER_TITLE = "ray::RayTrainWorker"
 LONGEST_DELAY_S = 0.5  # after the chosen step was trained: inside the next step or its commit
 LIMIT_S = 600.0
@@ -73,7 +74,7 @@ def run(smoke: bool) -> Measured:
         finally:
             drivers.end()
         reslice = _reslice(folder)
-        config = (folder / "runs" / "reference" / "config.yaml").read_text()
+        config = (folder / "runs" / "reference" / "config.yaml").read_text().replace(place, PLACE)
     reference, killed = rows[0], rows[1:]
     return Measured(
         figures={

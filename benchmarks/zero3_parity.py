@@ -39,6 +39,7 @@ from worldmodel.train.optim import ema_decay
 LOSSES = 20
 CLIPS = 64
 SILENT = 7  # global index of the micro-batch without sound; odd, so it is rank 1's
+PLACE = "FOLDER"  # stands for the temporary folder in the filed config
 PRECISIONS = ("fp32", "bf16")
 SMOKE = ["model.depth=2", "model.width=64", "model.head_dim=32", "data.batch_clips=4"]
 
@@ -79,7 +80,7 @@ def run(smoke: bool) -> Measured:
             **{f"plain_losses_{precision}": found[precision]["plain"]["losses"] for precision in PRECISIONS},
             "ema_max_movement": ema["max_movement"],
         },
-        config=dump_config(cfg),
+        config=dump_config(cfg).replace(str(folder), PLACE),
         log=_table(found),
     )
 

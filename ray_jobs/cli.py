@@ -7,8 +7,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -368,16 +366,10 @@ def bench(
 
 @app.callback()
 def _begin(context: typer.Context) -> None:
-    context.with_resource(_stdout_for_answers_only())
-
-
-@contextmanager
-def _stdout_for_answers_only() -> Iterator[None]:
-    """Ray prints on standard output when a worker dies; whoever reads --json must not meet that."""
+    """Keeps standard output for the answer: Ray prints there when a worker dies, up to the very end."""
     global _answers
-    _answers = sys.stdout
-    with redirect_stdout(sys.stderr):
-        yield
+    if not set(context.help_option_names) & set(sys.argv):
+        _answers, sys.stdout = sys.stdout, sys.stderr
 
 
 def main() -> None:

@@ -217,3 +217,9 @@ def test_help_of_every_command_is_there_without_an_import_that_costs_seconds():
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_help_goes_to_standard_output_where_a_pager_finds_it():
+    done = worldmodel("data", "stats", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage" in done.stdout

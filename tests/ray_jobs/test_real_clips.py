@@ -24,6 +24,7 @@ STEPS = 8
 SETTINGS = {
     "model.depth": 2,
     "model.width": 64,
+    "model.head_dim": 32,
     "train.steps": STEPS,
     "train.checkpoint_every": STEPS,
     "train.evaluate_every": STEPS,
