@@ -27,6 +27,8 @@ QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # One idle worker per logical CPU would cost a small machine seconds, and none of them fits an actor.
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 

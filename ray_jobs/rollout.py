@@ -23,8 +23,9 @@ from ray_jobs.export import load_exported
 from ray_jobs.index import index_sources
 from ray_jobs.plan import PADDING, Plan, Sample, make_plan
 from ray_jobs.stages import EncodeBatch, to_latent_batch
+from worldmodel.batch import LatentBatch
 from worldmodel.config import RolloutConfig, RunConfig
-from worldmodel.session import RolloutSessions
+from worldmodel.session import Latents, RolloutSessions
 
 ROLLOUTS_FILE = "rollouts.json"
 CPUS_PER_ACTOR = 1
@@ -121,16 +122,9 @@ class RolloutActor:
 
     def run(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
         """Rows of rollouts.json; a clip that cannot be read, or is shorter than the prefix, has none."""
-        ids = np.array([p.sample_id for p in prompts])
-        batch = to_latent_batch(self.encode.encode_batch(-1, -1, ids))
-        chunk_s = self.cfg.chunk_s
-        prefix_chunks = round(self.rollout.prefix_s / chunk_s)
-        sessions = RolloutSessions(self.loaded.model, self.rollout, self.loaded.prediction)
-        sessions.reset(batch, prefix_chunks=prefix_chunks, seeds=[p.seed for p in prompts])
-        for _ in range(round(self.rollout.seconds / chunk_s)):
-            sessions.step()
-        latents = sessions.latents()
+        batch, latents = self.generate(prompts)
         layout = self.loaded.model.layout
+        prefix_chunks = round(self.rollout.prefix_s / self.cfg.chunk_s)
         has_video = batch.video.valid_BT[:, : prefix_chunks * layout.video_steps].all(1)
         has_audio = batch.audio.valid_BT[:, : prefix_chunks * layout.audio_steps].all(1)
         return [
@@ -140,6 +134,18 @@ class RolloutActor:
             for i, prompt in enumerate(prompts)
             if prompt.sample_id != PADDING and (has_video[i] or has_audio[i])
         ]
+
+    def generate(self, prompts: list[Prompt]) -> tuple[LatentBatch, Latents]:
+        """The clips as they are, and their prefixes with what follows."""
+        ids = np.array([p.sample_id for p in prompts])
+        batch = to_latent_batch(self.encode.encode_batch(-1, -1, ids))
+        chunk_s = self.cfg.chunk_s
+        prefix_chunks = round(self.rollout.prefix_s / chunk_s)
+        sessions = RolloutSessions(self.loaded.model, self.rollout, self.loaded.prediction)
+        sessions.reset(batch, prefix_chunks=prefix_chunks, seeds=[p.seed for p in prompts])
+        for _ in range(round(self.rollout.seconds / chunk_s)):
+            sessions.step()
+        return batch, sessions.latents()
 
     def _write(
         self, prompt: Prompt, video: torch.Tensor | None, audio: torch.Tensor | None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from avtok.mux import write_clip
+from ray_jobs.errors import UserError
 from ray_jobs.run_folder import RunFolder
 from worldmodel.load_config import load_config
 from worldmodel.worlds.bounce import BounceSettings, simulate
@@ -151,7 +152,7 @@ def test_a_name_taken_by_another_config_is_refused_with_the_difference(config):
 def test_a_storage_that_cannot_be_written_is_one_line(tmp_path, config):
     (tmp_path / "file").write_text("no folder")
     cfg = load_config(config, [f"storage={tmp_path / 'file'}"])
-    with pytest.raises(Exception, match=r"cannot be written: Not a directory; set storage") as error:
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory; set storage") as error:
         RunFolder(cfg).make()
     assert error.value.exit_code == 2
 

@@ -14,18 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
 import torch
 
-from avtok.decode import decode_clip
 from avtok.mux import write_clip
 from ray_jobs.accounting import Ledger
 from ray_jobs.cluster import connect
 from ray_jobs.errors import JobError, UserError
 from ray_jobs.plan import Plan
-from ray_jobs.rollout import run_rollouts
+from ray_jobs.rollout import Prompt, RolloutActor, run_rollouts
 from ray_jobs.run_folder import SNAPSHOT, RunFolder, last_commit
 from ray_jobs.train import TrainResult, prepare, run_training
 from ray_jobs.train_and_report import train_and_report
@@ -35,8 +33,8 @@ from worldmodel.worlds.bounce import BounceSettings, simulate
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-NUM_GOOD, STEPS, EVERY = 12, 40, 8
-KILLED_AT = EVERY + 2
+NUM_GOOD, STEPS, EVERY = 12, 48, 8
+KILLED_AT = 2 * EVERY + 2
 CPUS = 8
 
 
@@ -204,8 +202,9 @@ def test_a_killed_worker_is_replaced_and_ctrl_c_commits_says_how_to_go_on_and_ex
     assert (said["status"], said["step"], said["run"]) == ("stopped", interrupted.step, str(run))
     steps = steps_of(run)
     assert steps[1][0] == 0
-    assert EVERY <= steps[1][-1] < KILLED_AT  # the kill came after a commit and before the next
-    assert steps[2] == list(range(EVERY, interrupted.step))  # from the commit on, each step once
+    assert 2 * EVERY <= steps[1][-1] < KILLED_AT  # the kill came soon after the second commit,
+    assert steps[2][0] in (EVERY, 2 * EVERY)  # which Ray may or may not have entered into its list by then
+    assert steps[2] == list(range(steps[2][0], interrupted.step))  # from the commit on, each step once
     assert_books_close(runs.chain, step=interrupted.step)
 
 
@@ -263,30 +262,26 @@ def test_a_finished_run_is_not_trained_again(whole, runs):
 
 
 def test_rollouts_depend_on_their_seed_and_not_on_who_shares_the_actor(whole, runs, tmp_path):
-    folder = RunFolder(runs.whole)
+    folder, rollout = RunFolder(runs.whole), runs.whole.rollout
     plan = Plan.load(folder.plan)
     first = json.loads((folder.rollouts / "rollouts.json").read_text())
     ids = [row["sample_id"] for row in first]
     assert len(ids) >= 2
 
-    def again(name: str, sessions: int, seed: int) -> list[dict[str, Any]]:
-        rollout = runs.whole.rollout.model_copy(update={"sessions_per_actor": sessions})
-        return run_rollouts(folder.export, plan, ids, out=tmp_path / name, rollout=rollout, seed=seed)
+    def digests(seed: int) -> list[str]:
+        rows = run_rollouts(folder.export, plan, ids, out=tmp_path, rollout=rollout, seed=seed)
+        return [row["latents_sha256"] for row in rows]
 
-    digests = [row["latents_sha256"] for row in first]
-    assert [row["latents_sha256"] for row in again("same", 4, runs.whole.seed)] == digests
-    others = [row["latents_sha256"] for row in again("seed", 4, runs.whole.seed + 1)]
-    assert not set(others) & set(digests)
-    span = {"start_s": 0.0, "end_s": 1.0, "fps": 16, "size": (64, 64), "sample_rate": 16000}
-    for together, alone in zip(first, again("alone", 1, runs.whole.seed), strict=True):
-        a, b = (
-            decode_clip(str(place / row["rollout"]), **span)
-            for place, row in ((folder.rollouts, together), (tmp_path / "alone", alone))
-        )
-        if a.video_THWC is not None and b.video_THWC is not None:
-            assert np.abs(a.video_THWC.astype(float) - b.video_THWC).mean() < 0.5  # of 255
-        if a.audio_N is not None and b.audio_N is not None:
-            assert np.abs(a.audio_N - b.audio_N).max() < 1e-2
+    assert digests(runs.whole.seed) == [row["latents_sha256"] for row in first]
+    assert not set(digests(runs.whole.seed + 1)) & {row["latents_sha256"] for row in first}
+
+    actor = RolloutActor(str(folder.export), plan, rollout, str(tmp_path))
+    prompts = [Prompt(sample_id, seed=sample_id) for sample_id in ids]
+    _, together = actor.generate(prompts)
+    for i, prompt in enumerate(prompts):
+        _, alone = actor.generate([prompt])
+        assert torch.allclose(together.video[i], alone.video[0], atol=1e-3)
+        assert torch.allclose(together.audio[i], alone.audio[0], atol=1e-3)
 
 
 def test_more_bad_clips_than_allowed_end_the_job_with_the_rate_and_a_commit(cluster, clips, tmp_path):
@@ -327,7 +322,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(whole, runs, clips, t
     cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"steps": STEPS + 1})})
     folder.claim(cfg, "pytest")
     with pytest.raises(
-        JobError, match=r"checkpoint of another model: .*saved \(.*64.*\), this model \(.*96"
+        JobError, match=r"checkpoint of another model: .*saved \(128,\), this model \(192,\)"
     ) as e:
         run_training(cfg, command="pytest")
     assert e.value.exit_code == 1
