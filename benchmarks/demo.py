@@ -58,7 +58,7 @@ def run(smoke: bool) -> Measured:
             "accounting": json.loads((out / "accounting.json").read_text()),
             "checks": json.loads((out / "checks.json").read_text()) if (out / "checks.json").exists() else {},
             "peak_gb_by_process": {name: part / GB for name, part in memory.at_peak.items()},
-            "memory_gb_each_second": [round(sample / GB, 3) for sample in memory.samples],
+            "memory_gb_over_time": [round(sample / GB, 3) for sample in memory.samples],
         }
         return Measured(
             figures={

@@ -21,9 +21,10 @@ class News:
 class Board:
     """An actor of the driver's; see `start_board`."""
 
-    def __init__(self, attempts: int) -> None:
+    def __init__(self, attempts: int, plan_is_there: bool) -> None:
         """attempts: worker groups of earlier starts of the run; theirs are numbers that are taken."""
         self.news = News()
+        self.plan: bool | None = plan_is_there or None
         self.stop = False
         self.given_up = False
         self.attempts = attempts
@@ -35,6 +36,13 @@ class Board:
         self.attempts += 1
         self.news.attempt = self.attempts
         return self.attempts
+
+    def plan_is_there(self) -> bool | None:
+        """Whether the workers may read the plan; None: not yet, False: it will not come."""
+        return self.plan
+
+    def set_plan_is_there(self, there: bool) -> None:
+        self.plan = there
 
     def post(self, row: dict[str, float]) -> bool:
         """A row of metrics; answers whether to stop."""
@@ -63,7 +71,7 @@ class Board:
         return collected
 
 
-def start_board(attempts: int) -> Any:
-    """A handle to a new Board actor, which takes no CPU."""
+def start_board(attempts: int, *, plan_is_there: bool = True) -> Any:
+    """A handle to a new Board actor, which takes no CPU. Workers may start before the plan is there."""
     actor: Any = ray.remote(num_cpus=0)(Board)
-    return actor.remote(attempts)
+    return actor.remote(attempts, plan_is_there)

@@ -32,6 +32,10 @@ QUIET = {
 }
 
 
+# Each saves the import of Ray Train by one more actor: seconds on a small machine.
+ON_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # no node can be taken from under the job
+
+
 def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
     """Joins the cluster at `address` (or of RAY_ADDRESS, which is set inside a job), else starts a local one.
     Does nothing when connected. UserError when no cluster answers."""
@@ -47,6 +51,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
     if address:
         _join(address)
         return
+    os.environ.update({k: os.environ.get(k, v) for k, v in ON_ONE_MACHINE.items()})
     for _ in range(LOCAL_STARTS):
         try:
             ray.init(
@@ -122,6 +127,19 @@ def no_answer(host: str, port: int) -> str:
 def local_cpus() -> int:
     """Logical CPUs of a local cluster."""
     return max(LOCAL_CPUS, psutil.cpu_count() or 1)
+
+
+def tasks_at_once() -> int:
+    """How many tasks that keep a core busy are worth having in flight. On this machine alone one for each real
+    core, for Ray counts more CPUs than there are and each task would start a process; else as many as fit, and
+    as many again so that none waits for the driver."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    cpus = sum(int(node["Resources"].get("CPU", 0)) for node in nodes)
+    if len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname():
+        return max(1, min(cpus, psutil.cpu_count() or 1))
+    return max(1, 2 * cpus)
 
 
 def check_fits(cfg: RunConfig) -> None:

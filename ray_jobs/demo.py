@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from ray_jobs.cluster import connect
 from ray_jobs.render import check_render, render
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.train_and_report import Say, train_and_report
 from worldmodel.load_config import load_config
 
 # In a checkout beside the packages, in a wheel within this one.
 CONFIG_FOLDERS = (Path(__file__).parent.parent / "configs", Path(__file__).parent / "configs")
 DEMO_CONFIG = next((f / "demo.yaml" for f in CONFIG_FOLDERS if f.is_dir()), CONFIG_FOLDERS[0] / "demo.yaml")
+REST = "ray_jobs.train_and_report"
+Say = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,14 @@ def run_demo(
     if not source.exists():
         check_render(world, clips=clips, out=source.parent, duration_s=cfg.data.clip_s)
     say("start", {})
+    # Seconds of imports that only the rest of the job needs: done while Ray starts and renders.
+    imports = Thread(target=import_module, args=(REST,), daemon=True)
+    imports.start()
     connect(address)
-    if not source.exists():  # written last: a folder with a manifest is complete
+    imports.join()
+    from ray_jobs.train_and_report import train_and_report
+
+    def make_clips() -> None:
         say("render", {})
         render(
             world,
@@ -67,8 +77,12 @@ def run_demo(
             duration_s=cfg.data.clip_s,
             progress=lambda done, total: say("render", {"done": done, "total": total}),
         )
+
     before_training_s = time.monotonic() - began
-    trained, report = train_and_report(cfg, command=command, say=say)
+    is_rendered = source.exists()  # written last: a folder with a manifest is complete
+    trained, report = train_and_report(
+        cfg, command=command, say=say, make_source=None if is_rendered else make_clips
+    )
     startup_s = before_training_s + trained.first_step_s
     checks_file = trained.run / "checks.json"
     checks = json.loads(checks_file.read_text()) if checks_file.exists() else {}

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import WorkerCrashedError
 
 from avtok.decode import ClipError, MediaInfo, probe
+from ray_jobs.cluster import tasks_at_once
 from ray_jobs.errors import UserError
 from ray_jobs.manifest import SourceRow, read_sources
 
@@ -113,7 +114,7 @@ def probe_in_tasks(
         ::-1
     ]
     running: dict[ray.ObjectRef, range] = {}
-    limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    limit = workers or tasks_at_once()
     while waiting or running:
         while waiting and len(running) < limit:
             batch = waiting.pop()

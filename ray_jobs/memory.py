@@ -11,12 +11,12 @@ from types import TracebackType
 
 import psutil
 
-SAMPLE_EVERY_S = 1.0
+SAMPLE_EVERY_S = 4.0  # a reading walks every page table: each second it took a tenth of a core
 PSS_KB = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
 
 
 class SessionMemory:
-    """Samples the summed PSS of a session once a second while the `with` block runs.
+    """Samples the summed PSS of a session every few seconds while the `with` block runs.
 
     A session is what one leader started (Popen(start_new_session=True); its pid is the session id). Ray puts
     its workers into process groups of their own, and daemons may outlive their parents, but none leaves the

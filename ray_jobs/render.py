@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import ray
 
+from ray_jobs.cluster import tasks_at_once
 from ray_jobs.errors import UserError
 from worldmodel.worlds.bounce import BounceSettings, Truth, simulate, write_truth
 
 CLIPS_PER_TASK = 8
-TASKS_AHEAD = 2  # queued per CPU, so that no core waits for the driver
 TRUTH_FILE = "truth.parquet"
 MANIFEST_FILE = "manifest.jsonl"
 
@@ -43,7 +43,7 @@ def render(
     manifest.unlink(missing_ok=True)
 
     starts = list(range(0, clips, CLIPS_PER_TASK))
-    most_in_flight = TASKS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    most_in_flight = tasks_at_once()
     in_flight: list[ray.ObjectRef] = []
     truths: list[Truth] = []
     while starts or in_flight:

@@ -11,7 +11,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 AVTOK = str(ROOT / "tokenizers" / "avtok")  # tokenizers/ is a source root, not a package
 EXCLUDED = [".git", ".venv", "runs", "tests", "docs", "benchmarks/results", "**/__pycache__", "*.mp4"]
-ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # one worker, one core: torch would start a thread per core in each
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # one worker, one core: torch would start a thread per core in each
+    # glibc would hand the large temporaries of a step back to the kernel and fault them in again, page by page
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
 # `ray job stop` means Ctrl-C: the workers commit first, for which Ray's own 3 s are too short.
 STOP_COMMITS = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
 

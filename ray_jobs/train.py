@@ -68,20 +68,34 @@ def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:
     return folder, Plan.load(folder.plan), last_commit(folder.path) is not None
 
 
-def run_training(cfg: RunConfig, *, command: str, progress: Progress | None = None) -> TrainResult:
+def run_training(
+    cfg: RunConfig,
+    *,
+    command: str,
+    progress: Progress | None = None,
+    make_source: Callable[[], None] | None = None,
+) -> TrainResult:
     """Trains to cfg.train.steps, or until Ctrl-C, which commits first. JobError, with the last commit and how
-    to resume, when the job breaks. Ray must be connected."""
+    to resume, when the job breaks. Ray must be connected.
+
+    make_source makes what cfg.data.manifest names; in a new run the workers start meanwhile.
+    """
     began = time.monotonic()
     check_fits(cfg)
-    folder, plan, _ = prepare(cfg, command)
-    if _is_trained(folder, cfg):
+    check_layout(cfg)
+    folder, plan = RunFolder(cfg), None
+    if make_source is None or folder.plan.exists():
+        if make_source:
+            make_source()
+        folder, plan, _ = prepare(cfg, command)
+    if plan and _is_trained(folder, cfg):
         with disk_full_is_an_error(folder.path):
             account(folder, plan)
             export_run(folder.path, folder.export)
         return TrainResult(folder.path, "finished", cfg.train.steps, time.monotonic() - began, 0.0, 0)
     attempts_before = folder.num_attempts()
     sweep(folder.path)
-    board = start_board(attempts_before)
+    board = start_board(attempts_before, plan_is_there=plan is not None)
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -92,13 +106,24 @@ def run_training(cfg: RunConfig, *, command: str, progress: Progress | None = No
 
     # Not in the main thread: there Ray would take Ctrl-C and throw away what came after the last commit.
     thread = threading.Thread(target=fit, daemon=True)
+    if plan is None and make_source:
+        thread.start()
+        try:
+            make_source()
+            folder, plan, _ = prepare(cfg, command)
+        except BaseException:
+            board.set_plan_is_there.remote(False)
+            raise
+        board.set_plan_is_there.remote(True)
+    assert plan is not None
     with disk_full_is_an_error(folder.path):
         metrics = MetricsFiles(folder.path)
     news = News()
     first_step_s, failures = 0.0, list[str]()
     outcome: dict[str, Any] | None = None
     with _stop_on_interrupt(board, progress):
-        thread.start()
+        if not thread.is_alive():
+            thread.start()
         while True:
             alive = thread.is_alive()
             try:
@@ -159,12 +184,14 @@ def _is_trained(folder: RunFolder, cfg: RunConfig) -> bool:
 def _trainer(cfg: RunConfig, folder: RunFolder, board: Any) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from ray_jobs.lean_trainer import LeanTrainer
 
     use_gpu = cfg.train.device == "cuda" or (
         cfg.train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0
     )
-    return TorchTrainer(
+    return LeanTrainer(
         train_worker,
         train_loop_config={
             "config": cfg.model_dump_json(),

@@ -7,13 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.check import check_rollouts
 from ray_jobs.errors import JobError, UserError, disk_full_is_an_error
 from ray_jobs.plan import Plan
 from ray_jobs.render import TRUTH_FILE
-from ray_jobs.report import write_report
-from ray_jobs.report_picture import write_picture
-from ray_jobs.rollout import run_rollouts
 from ray_jobs.run_folder import RunFolder, write_whole
 from ray_jobs.train import TrainResult, run_training
 from worldmodel.config import RunConfig
@@ -22,17 +18,26 @@ REQUEST_FILE = "request.json"  # written last, beside complete rollouts
 Say = Callable[[str, dict[str, Any]], None]
 
 
-def train_and_report(cfg: RunConfig, *, command: str, say: Say) -> tuple[TrainResult, Path]:
-    """Trains, continues held-out clips, checks them and writes report.html; Ray must be connected."""
-    trained = run_training(cfg, command=command, progress=say)
+def train_and_report(
+    cfg: RunConfig, *, command: str, say: Say, make_source: Callable[[], None] | None = None
+) -> tuple[TrainResult, Path]:
+    """Trains, continues held-out clips, checks them and writes report.html; Ray must be connected.
+    make_source as in run_training."""
+    trained = run_training(cfg, command=command, progress=say, make_source=make_source)
     with disk_full_is_an_error(trained.run):
         if trained.status == "finished":
             _continue_held_out(cfg, trained.run, say)
         say("report", {})
+        from ray_jobs.report import write_report  # plotting is imported when there is something to plot
+
         return trained, write_report(trained.run, show=cfg.rollout.show)
 
 
 def _continue_held_out(cfg: RunConfig, run: Path, say: Say) -> None:
+    from ray_jobs.check import check_rollouts
+    from ray_jobs.report_picture import write_picture
+    from ray_jobs.rollout import run_rollouts
+
     folder = RunFolder(cfg)
     plan = Plan.load(folder.plan)
     ids = plan.held_out_ids[: cfg.rollout.clips]

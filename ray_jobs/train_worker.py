@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,9 @@ from worldmodel.layout import Layout
 from worldmodel.train.checkpoint import CheckpointMismatch, load_checkpoint, write_checkpoint
 from worldmodel.train.engine import Engine, ZeroEngine, pick_device
 from worldmodel.train.loop import Hooks, TrainingDiverged, train
+from worldmodel.train.no_compiler import turn_compiler_off
 
+POLL_S = 0.2
 FAILPOINT = "WORLDMODEL_FAILPOINT"  # "kill:rankR:stepS" kills that worker once, for tests of recovery
 
 
@@ -42,6 +45,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     _quiet()
     cfg = RunConfig.model_validate_json(settings["config"])
     torch.set_num_threads(cfg.train.threads)
+    if pick_device(cfg.train.device).type == "cpu":
+        turn_compiler_off()
     board = settings["board"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -69,10 +74,13 @@ def train_worker(settings: dict[str, Any]) -> None:
 def _train(
     cfg: RunConfig, settings: dict[str, Any], board: Any, attempt: int, rank: int, world_size: int
 ) -> None:
-    plan, layout = Plan.load(settings["plan"]), layout_of(cfg)
+    layout = layout_of(cfg)
     local_rank = ray.train.get_context().get_local_rank()
     per_step = -(-cfg.train.micro_batches // world_size)
     engine = ZeroEngine(cfg, layout, micro_batches=per_step, device=pick_device(cfg.train.device, local_rank))
+    if not _plan_is_there(board):
+        return
+    plan = Plan.load(settings["plan"])
     start_step, ledger = 0, Ledger(plan.hash)
     given = settings["commit"]  # Ray forgets commits when its list was cut short
     if checkpoint := ray.train.get_checkpoint() or (given and ray.train.Checkpoint.from_directory(given)):
@@ -106,6 +114,13 @@ def _train(
     outcome = train(engine, stream, cfg, layout, start_step=start_step, hooks=hooks, enough_clips=enough)
     if rank == 0:
         ray.get(board.ended.remote(asdict(outcome)))
+
+
+def _plan_is_there(board: Any) -> bool:
+    """Waits for the driver, which may still be making the clips; False when it gave up."""
+    while (there := ray.get(board.plan_is_there.remote())) is None:
+        time.sleep(POLL_S)
+    return there
 
 
 def _committed_ledger(folder: str, plan: Plan) -> Ledger:

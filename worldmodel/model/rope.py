@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# L tokens, P rotary pairs of one head.
+# B clips, H heads, L tokens, P rotary pairs of one head, d = 2 P.
 
 SHORTEST_S, LONGEST_S = 0.0625, 16.0  # periods of the time pairs: four audio steps to several windows
 SHORTEST_PATCH, LONGEST_PATCH = 2.0, 128.0
@@ -31,9 +32,24 @@ def _frequencies(num: int, shortest: float, longest: float, device: torch.device
     return 2 * math.pi / periods
 
 
-def rotate(x_BHLD: Tensor, angles_LP: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Rotary:
+    """What turns the heads: cos and signed sin [L, d], taken in fp32 and kept in the dtype of the heads."""
+
+    cos_Ld: Tensor
+    sin_Ld: Tensor
+
+    @classmethod
+    def of(cls, angles_LP: Tensor, dtype: torch.dtype) -> Rotary:
+        cos, sin = angles_LP.cos(), angles_LP.sin()
+        return cls(torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype))
+
+    def last(self, num: int) -> Rotary:
+        """Of the last `num` positions: the queries come after cached keys."""
+        return Rotary(self.cos_Ld[-num:], self.sin_Ld[-num:])
+
+
+def rotate(x_BHLd: Tensor, rotary: Rotary) -> Tensor:
     """Turns the pairs (first half, second half) of each head."""
-    cos, sin = angles_LP.cos(), angles_LP.sin()
-    first, second = x_BHLD.float().chunk(2, dim=-1)
-    turned = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
-    return turned.to(x_BHLD.dtype)
+    first, second = x_BHLd.chunk(2, dim=-1)
+    return torch.addcmul(x_BHLd * rotary.cos_Ld, torch.cat([second, first], dim=-1), rotary.sin_Ld)

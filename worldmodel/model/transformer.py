@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from worldmodel.config import ModelConfig
 from worldmodel.layout import ACTION, AUDIO, MODALITIES, TEXT, VIDEO, Layout
-from worldmodel.model.attention import Attention, KeyValue
-from worldmodel.model.rope import rotary_angles
+from worldmodel.model.attention import Attention, KeyValue, additive
+from worldmodel.model.rope import Rotary, rotary_angles
 from worldmodel.model.text import ByteEmbedding
 
 # B clips, L tokens (text, then chunk by chunk: action, video, audio), D width, K distinct noise levels of a
@@ -95,8 +95,10 @@ class ModalityFeedForward(nn.Module):
         if layout.num_chunks == 0:
             return self.text(x_BLD)
         text, chunks = split_text(x_BLD, layout)
-        action, video, audio = chunks.split([1, layout.video_tokens, layout.audio_steps], dim=2)
-        out = torch.cat([self.action(action), self.video(video), self.audio(audio)], dim=2)
+        parts = chunks.split([1, layout.video_tokens, layout.audio_steps], dim=2)
+        paths = (self.action, self.video, self.audio)
+        # Contiguous rows first: a linear layer over a strided slice multiplies row block by row block.
+        out = torch.cat([path(x.contiguous()) for path, x in zip(paths, parts, strict=True)], dim=2)
         return join_text(self.text(text) if layout.text_tokens else None, out)
 
 
@@ -124,13 +126,13 @@ class Block(nn.Module):
         level_BKD: Tensor,
         select_BLK: Tensor,
         layout: Layout,
-        angles_JP: Tensor,
-        mask: Tensor,
+        rotary: Rotary,
+        bias: Tensor,
         past: KeyValue | None,
     ) -> tuple[Tensor, KeyValue]:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(level_BKD, select_BLK)
         normed = torch.addcmul(shift_a, _norm(x_BLD), 1 + scale_a)
-        attended, new = self.attention(normed, angles_JP, mask, past=past)
+        attended, new = self.attention(normed, rotary, bias, past=past)
         x_BLD = torch.addcmul(x_BLD, gate_a, attended)
         normed = torch.addcmul(shift_m, _norm(x_BLD), 1 + scale_m)
         return torch.addcmul(x_BLD, gate_m, self.feed_forward(normed, layout)), new
@@ -217,13 +219,14 @@ class WorldTransformer(nn.Module):
             angles = torch.cat([past_angles_JP, angles])
             seen = torch.ones(structure.shape[0], past_angles_JP.shape[0], dtype=torch.bool, device=device)
             structure, valid = torch.cat([seen, structure], 1), torch.cat([past_valid_BJ, valid], 1)
-        mask = attention_mask(structure, valid)
+        bias = additive(attention_mask(structure, valid), x_BLD.dtype)
+        rotary = Rotary.of(angles, x_BLD.dtype)
 
         out: dict[str, Tensor | list[KeyValue]] = {}
         cache: list[KeyValue] = []
         for number, block in enumerate(self.blocks, start=1):
             own_past = None if past is None else past[number - 1]
-            x_BLD, new = block(x_BLD, level_BKD, select_BLK, layout, angles, mask, own_past)
+            x_BLD, new = block(x_BLD, level_BKD, select_BLK, layout, rotary, bias, own_past)
             if keep_cache:
                 cache.append(new)
             if number == features:
@@ -235,7 +238,8 @@ class WorldTransformer(nn.Module):
         shift, scale = self.final_modulation(level_BKD, select_BLK)
         _, chunks = split_text(torch.addcmul(shift, _norm(x_BLD), 1 + scale), layout)
         _, video, audio = chunks.split([1, layout.video_tokens, layout.audio_steps], dim=2)
-        out["video"], out["audio"] = self.video_out(video).float(), self.audio_out(audio).float()
+        out["video"] = self.video_out(video.contiguous()).float()
+        out["audio"] = self.audio_out(audio.contiguous()).float()
         return out
 
     def encode_text(self, text_BN: Tensor, valid_BL: Tensor) -> list[KeyValue]:
@@ -247,10 +251,13 @@ class WorldTransformer(nn.Module):
         select_BLK = torch.ones(*text_BN.shape, 1, dtype=x_BLD.dtype, device=text_BN.device)
         angles = rotary_angles(layout.positions_L3.to(text_BN.device), self.cfg.head_dim)
         all_LL = torch.ones(layout.length, layout.length, dtype=torch.bool)
-        mask = attention_mask(all_LL, valid_BL)
+        bias, rotary = (
+            additive(attention_mask(all_LL, valid_BL), x_BLD.dtype),
+            Rotary.of(angles, x_BLD.dtype),
+        )
         cache = []
         for block in self.blocks:
-            x_BLD, new = block(x_BLD, level_BKD, select_BLK, layout, angles, mask, None)
+            x_BLD, new = block(x_BLD, level_BKD, select_BLK, layout, rotary, bias, None)
             cache.append(new)
         return cache
 

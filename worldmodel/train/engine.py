@@ -258,7 +258,7 @@ def _adam_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, T
     """The moments of one parameter; zeros before the first step, so that a checkpoint finds where to go."""
     state = optimizer.state[master]
     if not state:
-        state["step"] = torch.tensor(0.0)
+        state["step"] = torch.tensor(0.0, device=master.device)
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
     return state
 

@@ -17,7 +17,7 @@ def build_optimizer(parameters: Iterable[Tensor], cfg: OptimConfig) -> torch.opt
         {"params": [p for p in everything if p.ndim >= 2], "weight_decay": cfg.weight_decay},
         {"params": [p for p in everything if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=1e-8)
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=1e-8, fused=True)
 
 
 def learning_rate(step: int, total_steps: int, cfg: OptimConfig) -> float:
