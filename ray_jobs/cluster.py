@@ -130,9 +130,11 @@ def local_cpus() -> int:
 
 
 def tasks_at_once() -> int:
-    """How many tasks that keep a core busy are worth having in flight. On this machine alone one for each real
-    core, for Ray counts more CPUs than there are and each task would start a process; else as many as fit, and
-    as many again so that none waits for the driver."""
+    """How many tasks that keep a core busy are worth having in flight.
+
+    On this machine alone one for each real core, for Ray counts more CPUs than there are and each task would
+    start a process; else as many as fit, and as many again so that none waits for the driver.
+    """
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]

@@ -14,6 +14,7 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.errors import JobError
+from ray_jobs.paced_executor import PacedExecutor
 from ray_jobs.plan import PADDING, Plan, rank_slots
 from ray_jobs.stages import EncodeBatch, Row, to_latent_batch
 from worldmodel.batch import LatentBatch
@@ -112,6 +113,7 @@ def actor_dataset(
         num_cpus=CPUS_PER_DECODER,
     )
     dataset.context.enable_progress_bars = False
+    dataset.context.custom_execution_callback_classes = [PacedExecutor]
     dataset.context.execution_options.preserve_order = True
     dataset.context.execution_options.resource_limits = ExecutionResources(
         cpu=num_actors * CPUS_PER_DECODER, object_store_memory=OBJECT_STORE_BYTES

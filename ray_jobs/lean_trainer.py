@@ -1,4 +1,4 @@
-"""Ray Train's trainer without the helpers that this job never calls, each a process with seconds of imports."""
+"""Ray Train's trainer without helpers that this job never calls, each a process with seconds of imports."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ AVTOK = str(ROOT / "tokenizers" / "avtok")  # tokenizers/ is a source root, not 
 EXCLUDED = [".git", ".venv", "runs", "tests", "docs", "benchmarks/results", "**/__pycache__", "*.mp4"]
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # one worker, one core: torch would start a thread per core in each
-    # glibc would hand the large temporaries of a step back to the kernel and fault them in again, page by page
+    # glibc would hand a step's large temporaries back to the kernel and fault them in again, page by page
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),

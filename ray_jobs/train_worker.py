@@ -118,9 +118,11 @@ def _train(
 
 def _plan_is_there(board: Any) -> bool:
     """Waits for the driver, which may still be making the clips; False when it gave up."""
-    while (there := ray.get(board.plan_is_there.remote())) is None:
+    while True:
+        there: bool | None = ray.get(board.plan_is_there.remote())
+        if there is not None:
+            return there
         time.sleep(POLL_S)
-    return there
 
 
 def _committed_ledger(folder: str, plan: Plan) -> Ledger:

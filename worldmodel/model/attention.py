@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.num_heads = width // head_dim
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        # As in ViT-22B (arXiv 2302.05442): keeps scores bounded. Unlike an RMS norm it is one kernel everywhere.
+        # As in ViT-22B (arXiv 2302.05442): keeps scores bounded. Unlike an RMS norm it is one kernel on CPUs.
         self.norm_q = nn.LayerNorm(head_dim, eps=1e-6, bias=False)
         self.norm_k = nn.LayerNorm(head_dim, eps=1e-6, bias=False)
 

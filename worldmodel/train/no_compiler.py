@@ -1,7 +1,7 @@
 """Keeps PyTorch's compiler out of processes that never compile.
 
-Making an optimizer imports torch._dynamo, and DeepSpeed's list of optimizers compiles Muon: 7 s of one core for
-each CPU worker before its first step, half of its start-up. Nothing on the CPU is compiled here.
+Making an optimizer imports torch._dynamo, and DeepSpeed's list of optimizers compiles Muon: 10 s of one core
+for each CPU worker before its first step, two thirds of its start-up. Nothing on the CPU is compiled here.
 """
 
 from __future__ import annotations
