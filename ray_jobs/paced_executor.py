@@ -1,8 +1,8 @@
 """Keeps the scheduling loop of Ray Data from spinning.
 
-While the stream is full, and it is full most of the time, finished tasks that are held back count as ready and
-`ray.wait` returns at once: the loop turns hundreds of times a second. It runs as a thread of the training worker,
-and took four of five turns at its GIL; a step took three times as long.
+While the stream is full, which is most of the time, finished tasks that are held back count as ready and
+`ray.wait` returns at once: the loop turns hundreds of times a second. It runs as a thread of the training
+worker, where it took four of five turns at the GIL and made a step three times as long.
 """
 
 from __future__ import annotations
