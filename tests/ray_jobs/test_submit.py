@@ -163,14 +163,13 @@ def two_nodes() -> Iterator[TwoNodes]:
         folder = Path(name)
         (folder / "token").write_text(TOKEN)
         gcs, dashboard = free_port(), free_port()
-        head = [
-            "--head",
-            f"--port={gcs}",
-            f"--temp-dir={folder}/ray",
-            f"--ray-client-server-port={free_port()}",
-        ]
+        head = ["--head", f"--port={gcs}", f"--ray-client-server-port={free_port()}"]
         head += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-        with ray_start(head, folder, "head"), ray_start([f"--address=127.0.0.1:{gcs}"], folder, "node"):
+        node = [f"--address=127.0.0.1:{gcs}"]
+        # A folder for each: in a shared one the second node unpacks the job's package anew, and a process
+        # of the first that works in it has no folder any more.
+        head, node = ([*args, f"--temp-dir={folder}/{name}"] for args, name in ((head, "0"), (node, "1")))
+        with ray_start(head, folder, "head"), ray_start(node, folder, "node"):
             until(lambda: answers(dashboard), "the dashboard", folder)
             yield TwoNodes(f"http://127.0.0.1:{dashboard}", folder)
 
