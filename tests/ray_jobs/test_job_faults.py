@@ -9,19 +9,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
+from ray.train.torch import TorchTrainer
 
 from avtok.mux import write_clip
 from ray_jobs.accounting import Ledger
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import connect, tasks_at_once
 from ray_jobs.errors import JobError, UserError
+from ray_jobs.lean_trainer import UNUSED, UNUSED_ON_ONE_NODE, LeanTrainer
 from ray_jobs.plan import Plan
 from ray_jobs.rollout import Prompt, RolloutActor, run_rollouts
 from ray_jobs.run_folder import SNAPSHOT, RunFolder, last_commit
@@ -82,6 +85,13 @@ def assert_books_close(cfg: RunConfig, *, step: int) -> dict[str, Any]:
     found = json.loads((folder.path / "accounting.json").read_text())
     assert found["planned"] == found["consumed"] + len(found["quarantined"]) + found["remaining"]
     return found
+
+
+def until(fact: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not fact():
+        assert time.monotonic() < deadline, f"waited 120 s for {what}"
+        time.sleep(0.2)
 
 
 def break_file(path: Path) -> None:
@@ -311,6 +321,32 @@ def test_too_few_cpus_are_refused_with_the_number_that_fits_and_leave_no_folder(
         run_training(cfg, command="pytest")
     assert error.value.exit_code == 2
     assert not (tmp_path / "wide").exists()
+
+
+def test_clips_that_cannot_be_made_end_the_job_at_once_and_its_waiting_workers_leave(cluster, tmp_path):
+    cfg = config(tmp_path, "unmade", tmp_path / "clips")
+
+    def make_source() -> None:
+        until(lambda: ray.available_resources().get("CPU", 0) < CPUS, "the workers to start")
+        raise UserError("no clip could be rendered")
+
+    with pytest.raises(UserError, match="no clip could be rendered"):
+        run_training(cfg, command="pytest", make_source=make_source)
+    until(lambda: ray.available_resources().get("CPU", 0) == CPUS, "the workers to leave")
+    assert not (tmp_path / "unmade" / "metrics.jsonl").exists()
+
+
+def test_ray_train_starts_only_the_helpers_that_this_job_calls(cluster):
+    names = [
+        {type(callback).__name__ for callback in trainer(lambda: None)._create_default_callbacks()}
+        for trainer in (TorchTrainer, LeanTrainer)
+    ]
+    assert names[0] - names[1] == UNUSED | UNUSED_ON_ONE_NODE  # red when Ray renames one of them
+    assert names[1]
+
+
+def test_a_machine_that_counts_more_cpus_than_it_has_gets_a_task_for_each_real_core(cluster):
+    assert tasks_at_once() == min(CPUS, psutil.cpu_count() or 1)
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_words(whole, runs, clips, tmp_path):
