@@ -301,6 +301,8 @@ def _import_deepspeed(device: torch.device) -> Any:
         import deepspeed
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device.type == "cpu":
+        # Names of ranges for a profiler of GPUs, made at some thousand calls a step.
+        deepspeed.utils.nvtx.enable_nvtx = False
         # By name in sys.modules: as an attribute, deepspeed.comm.torch is the torch package.
         vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
     return deepspeed
