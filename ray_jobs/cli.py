@@ -249,10 +249,11 @@ def rollout(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Rollout actors continue clips chunk by chunk."""
+    """Rollout actors continue clips chunk by chunk; the first of them as a picture: continued.png."""
     from ray_jobs.cluster import connect
     from ray_jobs.export import find_model, load_exported
     from ray_jobs.progress import ProgressDisplay
+    from ray_jobs.report_picture import write_picture
     from ray_jobs.rollout import prompts_from, run_rollouts
     from worldmodel.config import RolloutConfig
 
@@ -271,7 +272,9 @@ def rollout(
             seed=seed,
             progress=lambda done, total: display("rollout", {"done": done, "total": total}),
         )
-    _print({"out": str(out), "rollouts": rows}, as_json, f"{len(rows)} rollouts: {out}")
+    picture = write_picture(out, out / "continued.png")
+    said = f"{len(rows)} rollouts: {picture or out}"
+    _print({"out": str(out), "picture": str(picture or ""), "rollouts": rows}, as_json, said)
 
 
 @app.command()

@@ -18,10 +18,13 @@ import psutil
 import pytest
 import ray
 import torch
+from PIL import Image
 from ray.train.torch import TorchTrainer
+from typer.testing import CliRunner
 
 from avtok.mux import write_clip
 from ray_jobs.accounting import Ledger
+from ray_jobs.cli import app
 from ray_jobs.cluster import connect, tasks_at_once
 from ray_jobs.errors import JobError, UserError
 from ray_jobs.lean_trainer import UNUSED, UNUSED_ON_ONE_NODE, LeanTrainer
@@ -292,6 +295,23 @@ def test_rollouts_depend_on_their_seed_and_not_on_who_shares_the_actor(whole, ru
         _, alone = actor.generate([prompt])
         assert torch.allclose(together.video[i], alone.video[0], atol=1e-3)
         assert torch.allclose(together.audio[i], alone.audio[0], atol=1e-3)
+
+
+def test_clips_of_ones_own_are_continued_by_a_command_as_files_and_a_picture(whole, clips, tmp_path):
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    for name in ("good_10.mp4", "good_11.mp4"):
+        shutil.copy(clips / name, prompts)
+    out = tmp_path / "rollouts"
+    lengths = ["--prefix", "0.5", "--seconds", "0.5", "--steps", "2"]
+    command = ["rollout", str(whole), "--prompts", str(prompts), "--out", str(out), *lengths, "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert [Path(row["source"]).name for row in said["rollouts"]] == ["good_10.mp4", "good_11.mp4"]
+    assert all((out / row["rollout"]).stat().st_size for row in said["rollouts"])
+    with Image.open(said["picture"]) as picture:
+        assert picture.width > 1000
 
 
 def test_more_bad_clips_than_allowed_end_the_job_with_the_rate_and_a_commit(cluster, clips, tmp_path):
