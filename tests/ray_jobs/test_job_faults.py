@@ -398,6 +398,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+# TensorBoard's writer is a thread, and it meets the full disk too.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_ends_the_job_in_words_keeps_the_commits_and_the_same_command_finishes_later(
     cluster, clips, small_disk
 ):
