@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from ray_jobs.report_figures import horizon_figure
+from worldmodel.checks.position import LOST_ERROR
 
 NAMES = {
     "position_error": (
@@ -74,7 +75,10 @@ def _position_words(result: dict[str, Any]) -> str:
     if check.get("value") is None or ratio is None:
         return ""
     frozen = check["baselines"]["frozen_frame"]
-    after = f"{check['at_s']:g} s after the given part the body is {check['value']:.2g} box widths off"
+    after = f"{check['at_s']:g} s after the given part the body is"
+    if check["value"] >= LOST_ERROR:
+        return f"{after} not to be found in most clips, where a frozen frame is {frozen:.2g} box widths off"
+    after = f"{after} {check['value']:.2g} box widths off"
     if check["ci_high"] < frozen:
         return f"{after}, {ratio:.0%} of the error of a frozen frame"
     if check["ci_low"] > frozen:

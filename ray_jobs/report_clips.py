@@ -10,6 +10,7 @@ from typing import Any
 from avtok.decode import ClipError, DecodedClip, decode_clip, probe
 from ray_jobs.report_checks import number
 from ray_jobs.report_figures import filmstrip_png, sound_png
+from worldmodel.checks.position import LOST_ERROR
 
 STRIP_COLUMNS = 16
 STRIP_SIDE = 96  # pixels: shorter side at which larger clips are decoded for the strips
@@ -40,7 +41,9 @@ def _clip(folder: Path, row: dict[str, Any], error: float | None) -> str:
     given = min(100 * prefix_s / total_s, 100.0)
     facts = [f"{prefix_s:g} s given, {total_s - prefix_s:.2g} s generated", f"sample {row.get('sample_id')}"]
     facts += [f"seed {row['seed']}"] if "seed" in row else []
-    facts += [f"{number(error)} box widths off at 0.25 s"] if error is not None else []
+    if error is not None:
+        off = "no body found" if error >= LOST_ERROR else f"{number(error)} box widths off"
+        facts.append(f"{off} at 0.25 s")
     return f"""
 <article class="card clip">
 <header><b>{name}</b>{"".join(f"<span>{escape(fact)}</span>" for fact in facts)}</header>

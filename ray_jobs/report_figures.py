@@ -98,7 +98,7 @@ def loss_figures(rows: Rows) -> list[tuple[str, str]]:
             figures.append(
                 (
                     f"Flow loss, {modality}",
-                    line_figure(lines, x_label="step", y_label="mean squared error", alt=alt),
+                    line_figure(lines, x_label="step", y_label="mean squared error", alt=alt, log_y=True),
                 )
             )
     align = _curve(rows, "align_video", "video", "video") + _curve(rows, "align_audio", "audio", "audio")

@@ -18,6 +18,7 @@ from ray_jobs.check import check_rollouts
 from ray_jobs.errors import UserError
 from ray_jobs.report import write_report
 from ray_jobs.report_checks import verdict
+from worldmodel.checks.position import LOST_ERROR
 from worldmodel.worlds.bounce import BounceSettings, simulate, write_truth
 
 NUM_CLIPS, FPS, RATE = 6, 16, 16000
@@ -219,6 +220,13 @@ def test_the_verdict_claims_no_more_than_the_interval_allows(interval, words):
         "baselines": {"frozen_frame": 0.1},
     }
     assert words in verdict({"checks": {"position_error": check}, "position_error_025s_over_frozen": 0.4})
+
+
+def test_a_body_that_is_lost_is_not_said_to_be_far():
+    lost = dict.fromkeys(("value", "ci_low", "ci_high"), LOST_ERROR)
+    check = lost | {"at_s": 0.25, "baselines": {"frozen_frame": 0.1}}
+    said = verdict({"checks": {"position_error": check}, "position_error_025s_over_frozen": 14.1})
+    assert "not to be found in most clips" in said
 
 
 def test_clips_of_sound_alone_are_checked_and_shown(tmp_path):
