@@ -109,6 +109,9 @@ class SelfFlowConfig(Part):
     student_layer: float = Field(default=0.3, gt=0, le=1, description="fraction of the depth")
     teacher_layer: float = Field(default=0.7, gt=0, le=1, description="fraction of the depth")
     prediction: Literal["x", "v"] = "x"
+    loss_min_t: float = Field(
+        default=0.05, ge=0.05, le=1, description="x-prediction weighs errors by 1 / max(t, loss_min_t)^2"
+    )
     video_weight: float = Field(default=1.0, ge=0)
     audio_weight: float = Field(default=1.0, ge=0)
     text_drop: float = Field(default=0.1, ge=0, le=1)

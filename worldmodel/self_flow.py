@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldmodel.batch import LatentBatch
 from worldmodel.config import SelfFlowConfig
-from worldmodel.flow import Levels, add_noise, predicted_velocity, sample_levels, velocity_target
+from worldmodel.flow import MIN_DIVISOR, Levels, add_noise, predicted_velocity, sample_levels, velocity_target
 from worldmodel.layout import ACTION, AUDIO, TEXT, VIDEO, Layout
 from worldmodel.model.transformer import Tokens, split_text
 from worldmodel.randomness import SampleRandom
@@ -189,7 +189,8 @@ def self_flow_losses(
 def _flow_sum(
     batch: Draw, output: Tensor, x_t: Tensor, t: Tensor, modality: str, cfg: SelfFlowConfig
 ) -> Tensor:
-    """Squared velocity error, mean over channels, summed over tokens under loss."""
+    """Squared velocity error, weighted by cfg.loss_min_t, mean over channels, summed over tokens under
+    loss."""
     data, noise = (
         (batch.video_BNVC, batch.video_noise)
         if modality == "video"
@@ -198,5 +199,7 @@ def _flow_sum(
     error = predicted_velocity(output, x_t, t, cfg.prediction) - velocity_target(
         data, noise, t, cfg.prediction
     )
+    if cfg.prediction == "x":  # at the smallest t errors of the last detail would drown the past
+        error = error * (t.clamp_min(MIN_DIVISOR) / t.clamp_min(cfg.loss_min_t))
     # where, not a product: an absent clip must not bring NaN into the sum
     return torch.where(batch.loss_mask(modality), error.square().mean(-1), error.new_zeros(())).sum()

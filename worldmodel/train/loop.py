@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
-from worldmodel.flow import homogeneous_levels
+from worldmodel.flow import MIN_DIVISOR, homogeneous_levels
 from worldmodel.layout import Layout
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import LEARNED, draw, self_flow_losses
@@ -137,7 +137,7 @@ def evaluate(engine: Engine, batches: list[LatentBatch], cfg: RunConfig, layout:
     cases = [(f"eval_{{}}_t{t:.1f}", t, 0) for t in EVALUATED_T]
     cases.append(("eval_{}_history", 0.5, layout.num_chunks // 2))
     sums = torch.zeros(len(cases), 2, 2, dtype=torch.float64)
-    quiet = cfg.objective.model_copy(update={"rep": "none"})
+    quiet = cfg.objective.model_copy(update={"rep": "none", "loss_min_t": MIN_DIVISOR})
     for batch in batches:
         rng = SampleRandom(cfg.seed, -1, _ids(batch))
         for i, (_, t, context_chunks) in enumerate(cases):

@@ -1,0 +1,34 @@
+"""How errors at small t are weighted in training, and that evaluation does not follow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.worldmodel.synthetic import make_batch, tiny_layout
+from worldmodel.config import SelfFlowConfig
+from worldmodel.flow import homogeneous_levels
+from worldmodel.randomness import SampleRandom
+from worldmodel.self_flow import draw, self_flow_losses
+
+
+@pytest.mark.parametrize(("t", "share"), [(0.1, (0.1 / 0.3) ** 2), (0.02, (0.05 / 0.3) ** 2), (0.5, 1.0)])
+@pytest.mark.parametrize("prediction", ["x", "v"])
+def test_a_larger_loss_min_t_weighs_down_what_is_below_it_and_only_for_x(t, share, prediction):
+    layout = tiny_layout()
+    batch = make_batch(layout)
+
+    def zeros(tokens, *args, **options):
+        return {m: torch.zeros_like(getattr(tokens, f"{m}_{shape}")) for m, shape in SHAPES.items()}
+
+    losses = []
+    for loss_min_t in (0.05, 0.3):
+        cfg = SelfFlowConfig(rep="none", prediction=prediction, loss_min_t=loss_min_t)
+        levels = homogeneous_levels(layout, batch.num_clips, t)
+        one = draw(batch, layout, cfg, SampleRandom(0, 0, tuple(batch.sample_ids_B.tolist())), levels=levels)
+        losses.append(self_flow_losses(zeros, None, one, cfg, 3).flow)
+    assert torch.allclose(losses[1], losses[0] * (share if prediction == "x" else 1.0))
+    assert (losses[0] > 0).all()
+
+
+SHAPES = {"video": "BNVC", "audio": "BNTC"}
