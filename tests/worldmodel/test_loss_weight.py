@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.worldmodel.synthetic import make_batch, tiny_layout
+from tests.worldmodel.synthetic import make_batch, tiny_config, tiny_layout
 from worldmodel.config import SelfFlowConfig
 from worldmodel.flow import homogeneous_levels
 from worldmodel.randomness import SampleRandom
@@ -15,7 +15,7 @@ from worldmodel.self_flow import draw, self_flow_losses
 @pytest.mark.parametrize(("t", "share"), [(0.1, (0.1 / 0.3) ** 2), (0.02, (0.05 / 0.3) ** 2), (0.5, 1.0)])
 @pytest.mark.parametrize("prediction", ["x", "v"])
 def test_a_larger_loss_min_t_weighs_down_what_is_below_it_and_only_for_x(t, share, prediction):
-    layout = tiny_layout()
+    layout = tiny_layout(tiny_config())
     batch = make_batch(layout)
 
     def zeros(tokens, *args, **options):
