@@ -10,6 +10,8 @@ from worldmodel.config import SelfFlowConfig
 from worldmodel.flow import homogeneous_levels
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import draw, self_flow_losses
+from worldmodel.train.engine import PlainEngine
+from worldmodel.train.loop import evaluate
 
 
 @pytest.mark.parametrize(("t", "share"), [(0.1, (0.1 / 0.3) ** 2), (0.02, (0.05 / 0.3) ** 2), (0.5, 1.0)])
@@ -29,6 +31,15 @@ def test_a_larger_loss_min_t_weighs_down_what_is_below_it_and_only_for_x(t, shar
         losses.append(self_flow_losses(zeros, None, one, cfg, 3).flow)
     assert torch.allclose(losses[1], losses[0] * (share if prediction == "x" else 1.0))
     assert (losses[0] > 0).all()
+
+
+def test_held_out_losses_do_not_depend_on_it_so_that_runs_can_be_compared():
+    rows = []
+    for loss_min_t in (0.05, 0.3):
+        cfg = tiny_config(objective={"loss_min_t": loss_min_t})
+        layout = tiny_layout(cfg)
+        rows.append(evaluate(PlainEngine(cfg, layout), [make_batch(layout)], cfg, layout))
+    assert rows[0] == rows[1]
 
 
 SHAPES = {"video": "BNVC", "audio": "BNTC"}
