@@ -76,10 +76,11 @@ def demo(
 
 @app.command()
 def render(
-    world: Annotated[str, typer.Argument(help="embedded world, such as bounce_one")],
+    world: Annotated[str, typer.Argument(help="embedded world: bounce_one, bounce or pusher")],
     out: Annotated[Path, typer.Option(help="folder for the clips")],
     clips: Annotated[int, typer.Option(help="number of clips")] = 64,
     seconds: Annotated[float, typer.Option(help="length of a clip")] = 2.0,
+    split: Annotated[str, typer.Option(help="in, ood_speed, ood_size or ood_count")] = "in",
     seed: int = 0,
     address: Address = None,
     as_json: Json = False,
@@ -90,7 +91,7 @@ def render(
     from ray_jobs.render import check_render
     from ray_jobs.render import render as render_clips
 
-    check_render(world, clips=clips, out=out, duration_s=seconds)
+    check_render(world, clips=clips, out=out, duration_s=seconds, split=split)
     connect(address)
     with ProgressDisplay() as display:
         manifest = render_clips(
@@ -99,6 +100,7 @@ def render(
             out=str(out),
             seed=seed,
             duration_s=seconds,
+            split=split,
             progress=lambda done, total: display("render", {"done": done, "total": total}),
         )
     _print({"manifest": manifest, "clips": clips}, as_json, f"{clips} clips: {manifest}")

@@ -6,19 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
 
 from ray_jobs.cluster import tasks_at_once
 from ray_jobs.errors import UserError
-from worldmodel.worlds.bounce import BounceSettings, Truth, simulate, write_truth
+from worldmodel.worlds.bounce import Truth, simulate, write_truth
+from worldmodel.worlds.settings import BounceSettings, world_settings
 
 CLIPS_PER_TASK = 8
 TRUTH_FILE = "truth.parquet"
 MANIFEST_FILE = "manifest.jsonl"
-
-WORLDS: dict[str, BounceSettings] = {"bounce_one": BounceSettings()}
 
 
 def render(
@@ -28,6 +28,7 @@ def render(
     out: str,
     seed: int,
     duration_s: float,
+    split: str = "in",
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
     """Render `clips` clips into the folder `out`, which every worker must reach; return the manifest's path.
@@ -37,7 +38,7 @@ def render(
     UserError for bad arguments.
     """
     folder = Path(out).resolve()
-    check_render(world, clips=clips, out=folder, duration_s=duration_s)
+    check_render(world, clips=clips, out=folder, duration_s=duration_s, split=split)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / MANIFEST_FILE
     manifest.unlink(missing_ok=True)
@@ -50,7 +51,7 @@ def render(
         while starts and len(in_flight) < most_in_flight:
             start = starts.pop(0)
             stop = min(start + CLIPS_PER_TASK, clips)
-            in_flight.append(_render_clips.remote(world, start, stop, str(folder), seed, duration_s))
+            in_flight.append(_render_clips.remote(world, start, stop, str(folder), seed, duration_s, split))
         done, in_flight = ray.wait(in_flight, num_returns=1)
         truths += ray.get(done[0])
         if progress is not None:
@@ -58,19 +59,32 @@ def render(
 
     truths.sort(key=lambda truth: truth.clip)
     write_truth(folder / TRUTH_FILE, truths)
-    lines = (json.dumps({"video": truth.clip, "caption": truth.caption}) + "\n" for truth in truths)
-    manifest.write_text("".join(lines), encoding="utf-8")
+    manifest.write_text("".join(json.dumps(_row(truth)) + "\n" for truth in truths), encoding="utf-8")
     return str(manifest)
 
 
-def check_render(world: str, *, clips: int, out: Path, duration_s: float) -> None:
+def _row(truth: Truth) -> dict[str, Any]:
+    row: dict[str, Any] = {"video": truth.clip, "caption": truth.caption}
+    if truth.actions_T2 is not None:
+        row["actions"] = truth.actions_T2.round(6).tolist()
+    return row
+
+
+def settings_of(world: str, split: str = "in") -> BounceSettings:
+    """UserError for a name that is not there."""
+    try:
+        return world_settings(world, split)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def check_render(world: str, *, clips: int, out: Path, duration_s: float, split: str = "in") -> None:
     """UserError for arguments that cannot be rendered; needs no Ray."""
-    if world not in WORLDS:
-        raise UserError(f"no world is named {world!r}; there is {', '.join(WORLDS)}")
+    settings = settings_of(world, split)
     if clips < 1:
         raise UserError(f"--clips must be at least 1, got {clips}")
-    if round(duration_s * WORLDS[world].fps) < 1:
-        raise UserError(f"a clip of {duration_s} s has no frame at {WORLDS[world].fps} fps; use more seconds")
+    if round(duration_s * settings.fps) < 1:
+        raise UserError(f"a clip of {duration_s} s has no frame at {settings.fps} fps; use more seconds")
     ours = {clip_name(index) for index in range(clips)}
     others = [path.name for path in out.glob("clip_*.mp4") if path.name not in ours]
     if others:  # they would be taken for clips of this render by whoever indexes the folder
@@ -87,17 +101,22 @@ def clip_seed(seed: int, index: int) -> int:
 
 
 @ray.remote(num_cpus=1)
-def _render_clips(world: str, start: int, stop: int, out: str, seed: int, duration_s: float) -> list[Truth]:
+def _render_clips(
+    world: str, start: int, stop: int, out: str, seed: int, duration_s: float, split: str
+) -> list[Truth]:
     return [
-        render_clip(world, index, out=out, seed=seed, duration_s=duration_s) for index in range(start, stop)
+        render_clip(world, index, out=out, seed=seed, duration_s=duration_s, split=split)
+        for index in range(start, stop)
     ]
 
 
-def render_clip(world: str, index: int, *, out: str, seed: int, duration_s: float) -> Truth:
+def render_clip(
+    world: str, index: int, *, out: str, seed: int, duration_s: float, split: str = "in"
+) -> Truth:
     """Simulate and write one clip in this process; return its truth, which names the file."""
     from avtok.mux import write_clip
 
-    settings = WORLDS[world]
+    settings = world_settings(world, split)
     episode = simulate(settings, seed=clip_seed(seed, index), duration_s=duration_s)
     name = clip_name(index)
     write_clip(

@@ -13,8 +13,8 @@ from avtok.decode import ClipError, decode_clip
 from avtok.train import fit_video_codec
 from ray_jobs.errors import UserError
 from ray_jobs.index import index_sources
-from ray_jobs.render import WORLDS
 from worldmodel.worlds.bounce import simulate
+from worldmodel.worlds.settings import WORLDS, world_settings
 
 WORLD_CLIP_S = 4.0
 LONGEST_S = 8.0  # of one file, so that a long film does not decide the components
@@ -40,7 +40,7 @@ def _pictures(
     for world in (s for s in sources if s in WORLDS):
         for number in range(clips):
             used.append(f"{world}:{seed + number}")
-            yield simulate(WORLDS[world], seed=seed + number, duration_s=WORLD_CLIP_S).video_THWC
+            yield simulate(world_settings(world), seed=seed + number, duration_s=WORLD_CLIP_S).video_THWC
     files = [s for s in sources if s not in WORLDS]
     if not files:
         return

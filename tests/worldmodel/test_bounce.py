@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from worldmodel.worlds.bounce import BounceSettings, Episode, read_truth, simulate, write_truth
-from worldmodel.worlds.drawing import empty_box
+from worldmodel.worlds.drawing import COLORS, empty_box
 from worldmodel.worlds.sound import MATERIALS
 
 # T frames, H rows, W columns; positions are x right, y down.
@@ -98,7 +98,7 @@ def test_contacts_are_exactly_the_analytic_wall_hits(episodes: list[Episode]):
             hit_times_s(x, vx, radius, until_s=6.0, low="left", high="right")
             + hit_times_s(y, vy, radius, until_s=6.0, low="top", high="bottom")
         )
-        assert [contact.wall for contact in truth.contacts] == [wall for _, wall in expected]
+        assert [contact.other for contact in truth.contacts] == [wall for _, wall in expected]
         assert np.allclose(truth.contact_times_s, [time_s for time_s, _ in expected], rtol=0, atol=1e-9)
 
 
@@ -106,7 +106,7 @@ def test_impulse_is_twice_the_speed_into_the_wall(episodes: list[Episode]):
     for episode in episodes:
         across, down = np.abs(episode.truth.velocities_TK2[0, 0])
         for contact in episode.truth.contacts:
-            expected = 2 * (across if contact.wall in ("left", "right") else down)
+            expected = 2 * (across if contact.other in ("left", "right") else down)
             assert contact.impulse == pytest.approx(expected, rel=1e-9)
 
 
@@ -139,7 +139,7 @@ def test_every_material_has_its_own_saturated_colour():
     for name, material in MATERIALS.items():
         frame_HWC = simulate(replace(SETTINGS, materials=(name,)), seed=1, duration_s=0.1).video_THWC[0]
         brightest = frame_HWC.reshape(-1, 3)[frame_HWC.sum(-1).argmax()].astype(int)
-        assert np.abs(brightest - material.color).max() <= 4
+        assert np.abs(brightest - COLORS[material.color]).max() <= 4
         assert (brightest.max() - brightest.min()) / brightest.max() > 0.7
 
 
@@ -161,7 +161,7 @@ def test_truth_file_comes_back_and_has_the_same_bytes_for_the_same_seeds(tmp_pat
         assert np.array_equal(truth.positions_TK2, expected.positions_TK2)
         assert np.array_equal(truth.velocities_TK2, expected.velocities_TK2)
         assert truth.contacts == expected.contacts
-        assert (truth.material, truth.caption, truth.fps) == (expected.material, expected.caption, 16)
+        assert (truth.materials, truth.caption, truth.fps) == (expected.materials, expected.caption, 16)
 
 
 def test_a_parquet_file_of_something_else_is_refused_by_name(tmp_path):

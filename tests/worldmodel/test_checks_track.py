@@ -7,14 +7,14 @@ import pytest
 
 from worldmodel.checks.track import track_body
 from worldmodel.worlds.bounce import BounceSettings, simulate
-from worldmodel.worlds.drawing import draw_discs, empty_box
+from worldmodel.worlds.drawing import Look, draw_scene, empty_box
 
 SETTINGS = BounceSettings()
 
 
 def still_disc(x: float, y: float, *, radius: float = 0.12, num_frames: int = 3) -> np.ndarray:
     positions_TK2 = np.tile([[[x, y]]], (num_frames, 1, 1))
-    return draw_discs(positions_TK2, np.array([radius]), colors=[(240, 138, 36)], size_px=64)
+    return draw_scene(positions_TK2, [Look((240, 138, 36), "plain", radius)], size_px=64)[0]
 
 
 @pytest.mark.parametrize("material", SETTINGS.materials)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from worldmodel.worlds.bounce import BounceSettings, simulate
-from worldmodel.worlds.sound import MATERIALS, MODE_RATIOS, PEAK, contact_sound
+from worldmodel.worlds.sound import MATERIALS, MODE_RATIOS, PEAK, Strike, contact_sound, limited
 
 RATE = 16000
 
 
 def struck(name: str, *contacts: tuple[float, float], rate: int = RATE) -> np.ndarray:
-    return contact_sound(contacts, MATERIALS[name], num_samples=rate, sample_rate=rate, gain=0.3)
+    strikes = [Strike(time_s, impulse, MATERIALS[name]) for time_s, impulse in contacts]
+    return contact_sound(strikes, num_samples=rate, sample_rate=rate, gain=0.3)
 
 
 @pytest.mark.parametrize("name", MATERIALS)
@@ -87,9 +88,8 @@ def test_the_loudest_corner_hit_of_the_most_resonant_body_stays_below_full_scale
     between_s = (1 - 2 * 0.14) / settings.speed[1]
     contacts = [(0.1 + bounce * between_s, into_each_wall) for bounce in range(6) for _wall in range(2)]
     for material in MATERIALS.values():
-        audio_N = contact_sound(
-            contacts, material, num_samples=6 * RATE, sample_rate=RATE, gain=settings.gain
-        )
+        strikes = [Strike(time_s, impulse, material) for time_s, impulse in contacts]
+        audio_N = contact_sound(strikes, num_samples=6 * RATE, sample_rate=RATE, gain=settings.gain)
         assert np.abs(audio_N).max() <= PEAK
 
 
@@ -97,3 +97,12 @@ def test_a_faster_world_is_turned_down_rather_than_clipped():
     fast = replace(BounceSettings(), speed=(3.0, 3.0))
     peaks = [np.abs(simulate(fast, seed=seed, duration_s=4.0).audio_N).max() for seed in range(10)]
     assert max(peaks) <= PEAK
+
+
+def test_the_limiter_changes_nothing_below_the_peak_and_never_reaches_full_scale():
+    quiet = np.linspace(-PEAK, PEAK, 101)
+    assert np.array_equal(limited(quiet), quiet)
+    loud = limited(np.linspace(PEAK, 5.0, 1001))
+    assert (np.diff(loud) >= 0).all()
+    assert loud.max() <= 1.0
+    assert loud[1] > PEAK

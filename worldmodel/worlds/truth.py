@@ -18,29 +18,44 @@ WALLS = ("left", "right", "top", "bottom")
 
 @dataclass(frozen=True)
 class Contact:
-    """One body touching one wall, at a sub-step time; impulse in body masses x box widths per second."""
+    """Body `body` touches `other`: a wall, "body" (number `other_body`) or "pusher", at a sub-step time.
+
+    impulse in standard balls times box widths per second.
+    """
 
     time_s: float
     body: int
-    wall: str
+    other: str
     impulse: float
+    other_body: int = -1
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """Positions and radii in box widths, velocities in box widths/s; frame i is the state at i / fps s."""
+    """Positions and radii in box widths, velocities in box widths/s; frame i is the state at i / fps s.
+
+    visible_TK: share of a body that nothing hides. occluder: left, top, right, bottom. actions_T2[i] is what
+    the pusher was told from frame i to frame i + 1, in box widths/s.
+    """
 
     world: str
+    split: str
     seed: int
     fps: int
     sample_rate: int
     duration_s: float
-    material: str
     caption: str
+    materials: tuple[str, ...]
+    colors: tuple[str, ...]
     radius_K: np.ndarray
+    mass_K: np.ndarray
     positions_TK2: np.ndarray
     velocities_TK2: np.ndarray
+    visible_TK: np.ndarray
     contacts: tuple[Contact, ...]
+    occluder: tuple[float, float, float, float] | None = None
+    pusher_T2: np.ndarray | None = None
+    actions_T2: np.ndarray | None = None
     clip: str = ""
 
     @property
@@ -48,26 +63,41 @@ class Truth:
         return np.array([contact.time_s for contact in self.contacts])
 
 
-_STATES = pa.list_(pa.list_(pa.list_(pa.float64(), 2)))
+_PAIR = pa.list_(pa.float64(), 2)
+_STATES = pa.list_(pa.list_(_PAIR))
 _CONTACT = pa.struct(
-    [("time_s", pa.float64()), ("body", pa.int32()), ("wall", pa.string()), ("impulse", pa.float64())]
+    [
+        ("time_s", pa.float64()),
+        ("body", pa.int32()),
+        ("other", pa.string()),
+        ("impulse", pa.float64()),
+        ("other_body", pa.int32()),
+    ]
 )
 SCHEMA = pa.schema(
     [
         ("clip", pa.string()),
         ("world", pa.string()),
+        ("split", pa.string()),
         ("seed", pa.int64()),
         ("fps", pa.int32()),
         ("sample_rate", pa.int32()),
         ("duration_s", pa.float64()),
-        ("material", pa.string()),
         ("caption", pa.string()),
+        ("materials", pa.list_(pa.string())),
+        ("colors", pa.list_(pa.string())),
         ("radius", pa.list_(pa.float64())),
+        ("mass", pa.list_(pa.float64())),
         ("positions", _STATES),
         ("velocities", _STATES),
+        ("visible", pa.list_(pa.list_(pa.float64()))),
         ("contacts", pa.list_(_CONTACT)),
+        ("occluder", pa.list_(pa.float64())),
+        ("pusher", pa.list_(_PAIR)),
+        ("actions", pa.list_(_PAIR)),
     ]
 )
+_SCALARS = SCHEMA.names[:8]
 
 
 def write_truth(path: str | Path, truths: Iterable[Truth]) -> None:
@@ -89,29 +119,34 @@ def read_truth(path: str | Path) -> list[Truth]:
 
 
 def _to_row(truth: Truth) -> dict[str, Any]:
-    return {
-        "clip": truth.clip,
-        "world": truth.world,
-        "seed": truth.seed,
-        "fps": truth.fps,
-        "sample_rate": truth.sample_rate,
-        "duration_s": truth.duration_s,
-        "material": truth.material,
-        "caption": truth.caption,
+    return {name: getattr(truth, name) for name in _SCALARS} | {
+        "materials": list(truth.materials),
+        "colors": list(truth.colors),
         "radius": truth.radius_K.tolist(),
+        "mass": truth.mass_K.tolist(),
         "positions": truth.positions_TK2.tolist(),
         "velocities": truth.velocities_TK2.tolist(),
+        "visible": truth.visible_TK.tolist(),
         "contacts": [vars(contact) for contact in truth.contacts],
+        "occluder": None if truth.occluder is None else list(truth.occluder),
+        "pusher": None if truth.pusher_T2 is None else truth.pusher_T2.tolist(),
+        "actions": None if truth.actions_T2 is None else truth.actions_T2.tolist(),
     }
 
 
 def _from_row(row: dict[str, Any]) -> Truth:
-    scalars = {name: row[name] for name in SCHEMA.names[:8]}
     num_bodies = len(row["radius"])
     return Truth(
-        **scalars,
+        **{name: row[name] for name in _SCALARS},
+        materials=tuple(row["materials"]),
+        colors=tuple(row["colors"]),
         radius_K=np.array(row["radius"]),
+        mass_K=np.array(row["mass"]),
         positions_TK2=np.array(row["positions"]).reshape(-1, num_bodies, 2),
         velocities_TK2=np.array(row["velocities"]).reshape(-1, num_bodies, 2),
+        visible_TK=np.array(row["visible"]).reshape(-1, num_bodies),
         contacts=tuple(Contact(**contact) for contact in row["contacts"]),
+        occluder=None if row["occluder"] is None else tuple(row["occluder"]),
+        pusher_T2=None if row["pusher"] is None else np.array(row["pusher"]).reshape(-1, 2),
+        actions_T2=None if row["actions"] is None else np.array(row["actions"]).reshape(-1, 2),
     )
