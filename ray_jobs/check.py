@@ -11,7 +11,7 @@ import numpy as np
 
 from avtok.decode import ClipError, DecodedClip, decode_clip, probe
 from ray_jobs.errors import UserError
-from worldmodel.checks.result import CheckClip
+from worldmodel.checks.result import CheckClip, Scene
 from worldmodel.checks.suite import run_checks
 from worldmodel.worlds.truth import Truth, read_truth
 
@@ -53,17 +53,15 @@ def check_rollouts(
             unusable.append({"sample_id": row.get("sample_id"), "reason": str(error)})
             continue
         exact = truths_by_clip.get(Path(row.get("source", "")).stem)
-        contacts_s, positions_T2 = (
-            _exact(exact, float(row.get("start_s", 0.0)), fps) if exact else (None, None)
-        )
+        scene = _scene(exact, float(row.get("start_s", 0.0)), fps) if exact else None
         rollouts.append(CheckClip(generated.video_THWC, generated.audio_N))
-        truths.append(CheckClip(real.video_THWC, real.audio_N, contacts_s, positions_T2))
+        truths.append(CheckClip(real.video_THWC, real.audio_N, scene))
         checked.append(row.get("sample_id"))
     if not rollouts:
         raise UserError(
             f"{folder}: none of {len(rows)} rollouts could be decoded; first: {unusable[0]['reason']}"
         )
-    if truth is not None and all(clip.positions_T2 is None for clip in truths):
+    if truth is not None and all(clip.scene is None for clip in truths):
         raise UserError(
             f"{truth}: holds no clip that {folder} continues; give the truth.parquet of the clips that "
             "were rolled out, and rollouts.json rows with `source`"
@@ -117,12 +115,20 @@ def _decode(path: Path, height: int, width: int, fps: float, sample_rate: int) -
     )
 
 
-def _exact(truth: Truth, start_s: float, fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Contacts and positions of the first body since the cut began; the last frame at or before counts."""
+def _scene(truth: Truth, start_s: float, fps: float) -> Scene:
+    """What happens since the cut began; the last frame at or before counts. Colours of bounce_one come with
+    the material, and its one body is found without them."""
     first = math.floor(start_s * truth.fps + 1e-6)
-    positions_T2 = truth.positions_TK2[first:, 0]
+    frames = np.arange(first, len(truth.positions_TK2))
     if round(fps) != truth.fps:
-        frames = np.arange(math.floor(len(positions_T2) * fps / truth.fps))
-        positions_T2 = positions_T2[np.floor(frames * truth.fps / fps + 1e-6).astype(int)]
+        count = math.floor(len(frames) * fps / truth.fps)
+        frames = first + np.floor(np.arange(count) * truth.fps / fps + 1e-6).astype(int)
     contacts_s = truth.contact_times_s - start_s
-    return contacts_s[contacts_s >= 0], positions_T2
+    return Scene(
+        positions_TB2=truth.positions_TK2[frames],
+        visible_TB=truth.visible_TK[frames],
+        mass_B=truth.mass_K,
+        contacts_s=contacts_s[contacts_s >= 0],
+        materials=truth.materials,
+        colors=() if truth.world == "bounce_one" else truth.colors,
+    )

@@ -50,6 +50,9 @@ class ModelConfig(Part):
     mlp_ratio: float = Field(default=4.0, gt=0)
     patch: tuple[int, int] = Field(default=(2, 2), description="video latents per token, height and width")
     chunk_frames: int = Field(default=4, ge=1, description="video frames of one chunk")
+    causal_stem: bool = Field(
+        default=True, description="tokens also embed what was near them in the chunk before"
+    )
     window_chunks: int = Field(default=8, ge=1)
     sink_chunks: int = Field(default=1, ge=0)
     text_tokens: int = Field(default=24, ge=1, description="bytes of caption that the model reads")

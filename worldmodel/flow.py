@@ -40,6 +40,11 @@ def predicted_velocity(output: Tensor, x_t: Tensor, t: Tensor, prediction: str) 
     return output if prediction == "v" else x_to_v(x_t, output, t)
 
 
+def wiener_factor(t: Tensor) -> Tensor:
+    """E[x0 | x_t] / x_t for Gaussian data of unit variance (arXiv 2206.00364, eq. 7, in our t)."""
+    return (1 - t) / ((1 - t) ** 2 + t**2)
+
+
 @dataclass(frozen=True)
 class Levels:
     """Noise of one micro-batch.

@@ -12,6 +12,7 @@ from worldmodel.flow import add_noise, predicted_velocity
 from worldmodel.layout import ACTION, AUDIO, VIDEO
 from worldmodel.model.attention import KeyValue
 from worldmodel.model.rope import rotary_angles
+from worldmodel.model.stem import Estimate
 from worldmodel.model.transformer import Tokens, WorldTransformer
 from worldmodel.randomness import keyed_generator
 
@@ -50,6 +51,7 @@ class WindowCache:
         self.text: CachedChunk | None = None
         self.sinks: list[CachedChunk] = []
         self.window: list[CachedChunk] = []
+        self.before: Estimate | None = None  # the last chunk, as the next one's stem sees it
         self.num_chunks = 0
 
     def visible(self) -> list[CachedChunk]:
@@ -100,6 +102,8 @@ class Sampler:
         }
         out, tokens = self._forward(chunk, noisy, t, keep_cache=True)
         self.cache.add(CachedChunk(out["cache"], tokens.valid_BL))
+        level_BK, level_of_BL = self._levels(t)
+        self.cache.before = self.model.estimate(tokens, level_BK, level_of_BL, layout=self.layout)
 
     @torch.no_grad()
     def generate(self, actions_BA: Tensor, actions_valid_B: Tensor) -> Chunk:
@@ -141,21 +145,28 @@ class Sampler:
             chunk.actions_valid_B[:, None],
             valid_BL,
         )
-        level_BK = t.expand(num, layout.num_levels).clone()
-        level_BK[:, -1] = 0.0
+        level_BK, level_of_BL = self._levels(t)
         past, angles, past_valid, slot = self._past()
         out = self.model(
             tokens,
             level_BK,
-            layout.level_slot_L.to(self.device).expand(num, -1),
+            level_of_BL,
             layout=layout,
             past=past,
             past_angles_JP=angles,
             past_valid_BJ=past_valid,
             time_offset_s=slot * layout.chunk_s,
+            before=self.cache.before,
             keep_cache=keep_cache,
         )
         return out, tokens
+
+    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """One noise level for picture and sound; text and actions are clean."""
+        num, layout = len(self.seeds), self.layout
+        level_BK = t.expand(num, layout.num_levels).clone()
+        level_BK[:, -1] = 0.0
+        return level_BK, layout.level_slot_L.to(self.device).expand(num, -1)
 
     def _past(self) -> tuple[list[KeyValue], Tensor, Tensor, int]:
         """Cached keys and values of each block, their re-based angles, their validity, and the current

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from worldmodel.checks.freeze import black_share, longest_freeze_s, still_frames, still_share
-from worldmodel.checks.result import CheckClip, score
+from worldmodel.checks.result import CheckClip, Scene, score
 from worldmodel.checks.suite import run_checks
-from worldmodel.worlds.bounce import BounceSettings, simulate
+from worldmodel.worlds.bounce import BounceSettings, Truth, simulate
+from worldmodel.worlds.settings import world_settings
 
 FPS, RATE, GIVEN = 16, 16000, 16
 
@@ -19,10 +20,18 @@ FPS, RATE, GIVEN = 16, 16000, 16
 @pytest.fixture(scope="module")
 def truths() -> list[CheckClip]:
     episodes = [simulate(BounceSettings(), seed=seed, duration_s=2.0) for seed in range(14)]
-    return [
-        CheckClip(e.video_THWC, e.audio_N, e.truth.contact_times_s, e.truth.positions_TK2[:, 0])
-        for e in episodes
-    ]
+    return [CheckClip(e.video_THWC, e.audio_N, scene_of(e.truth)) for e in episodes]
+
+
+def scene_of(truth: Truth) -> Scene:
+    return Scene(
+        positions_TB2=truth.positions_TK2,
+        visible_TB=truth.visible_TK,
+        mass_B=truth.mass_K,
+        contacts_s=truth.contact_times_s,
+        materials=truth.materials,
+        colors=() if truth.world == "bounce_one" else truth.colors,
+    )
 
 
 def frozen(clip: CheckClip) -> CheckClip:
@@ -40,12 +49,22 @@ def check(rollouts, truths, **settings):
 
 def test_the_truth_scores_one_and_equals_its_floor(truths):
     checks = check(truths, truths)["checks"]
-    for name in ("position_error", "position_error_1s", "contact_sound_lag", "onset_f1", "freeze"):
+    for name in (
+        "position_error",
+        "position_error_1s",
+        "energy_drift",
+        "contact_sound_lag",
+        "onset_f1",
+        "sound_identity",
+        "freeze",
+    ):
         assert checks[name]["value"] == checks[name]["floor"], name
         assert checks[name]["score"] == 1, name
     assert 64 * checks["position_error"]["floor"] < 0.1
     assert checks["contact_sound_lag"]["floor"] < 5
     assert checks["onset_f1"]["floor"] > 0.95
+    assert checks["sound_identity"]["floor"] > 0.95
+    assert checks["energy_drift"]["floor"] < 0.05
 
 
 def test_a_frozen_clip_scores_the_frozen_baseline(truths):
@@ -58,6 +77,8 @@ def test_a_frozen_clip_scores_the_frozen_baseline(truths):
     assert result["checks"]["freeze"]["score"] == 0
     assert "bounces are seen" in result["checks"]["contact_sound_lag"]["skipped"]
     assert result["checks"]["onset_f1"]["score"] == 0
+    assert result["checks"]["energy_drift"]["value"] == pytest.approx(1, abs=0.01)
+    assert result["checks"]["energy_drift"]["score"] < 0.02
 
 
 def test_another_episode_is_worse_than_the_truth_and_than_a_frozen_frame(truths):
@@ -67,6 +88,7 @@ def test_another_episode_is_worse_than_the_truth_and_than_a_frozen_frame(truths)
     assert result["position_error_025s_over_frozen"] > 1.5
     assert heard["value"] < 0.5 * heard["floor"]
     assert heard["own_minus_another"] < 0
+    assert result["onset_f1_gain_ci_low"] == heard["own_minus_another_ci_low"] < 0
     assert result["checks"]["contact_sound_lag"]["score"] > 0.95  # it is in sync with itself
 
 
@@ -142,6 +164,60 @@ def test_the_result_is_plain_json_and_repeats(truths):
         == len(horizon["baselines"]["frozen_frame"])
         == GIVEN
     )
+
+
+@pytest.fixture(scope="module")
+def many() -> list[CheckClip]:
+    """World bounce: several bodies, some of them hidden for a while."""
+    episodes = [simulate(world_settings("bounce"), seed=seed, duration_s=2.0) for seed in range(16)]
+    return [CheckClip(e.video_THWC, e.audio_N, scene_of(e.truth)) for e in episodes]
+
+
+def test_several_bodies_are_each_followed_by_their_colour(many):
+    checks = check(many, many)["checks"]
+    for name in ("position_error", "position_error_1s", "energy_drift", "onset_f1", "sound_identity"):
+        assert checks[name]["score"] == 1, name
+    assert 64 * checks["position_error"]["floor"] < 0.1
+    assert checks["sound_identity"]["floor"] > 0.9
+    assert checks["energy_drift"]["floor"] < 0.25  # bodies pass energy to each other
+    alone = sum(clip.scene.positions_TB2.shape[1] == 1 for clip in many)
+    assert f"in {alone} rollouts" in checks["contact_sound_lag"]["skipped"]
+    standing = check([frozen(clip) for clip in many], many)
+    assert standing["position_error_025s_over_frozen"] == pytest.approx(1, abs=0.03)
+    assert standing["checks"]["energy_drift"]["value"] > 0.9
+
+
+def test_swapped_colours_are_a_position_error(many):
+    two = [clip for clip in many if clip.scene.positions_TB2.shape[1] >= 2]
+    turned = [
+        replace(clip, scene=replace(clip.scene, colors=(*clip.scene.colors[1:], clip.scene.colors[0])))
+        for clip in two
+    ]
+    assert check(turned, turned)["checks"]["position_error"]["value"] > 0.1
+
+
+def test_the_wrong_material_is_heard(truths):
+    names = sorted({clip.scene.materials for clip in truths})
+    chosen = {name: next(clip for clip in truths if clip.scene.materials == name) for name in names}
+    wrong = []
+    for clip in truths:
+        other = names[(names.index(clip.scene.materials) + 1) % len(names)]
+        wrong.append(replace(clip, audio_N=chosen[other].audio_N))
+    identity = check(wrong, truths)["checks"]["sound_identity"]
+    assert identity["value"] < 0.1
+    assert identity["floor"] > 0.95
+    assert identity["baselines"]["another_clip"] < 0.6
+
+
+def test_a_body_that_speeds_up_has_more_energy(truths):
+    faster = []
+    for clip in truths:
+        path = clip.video_THWC
+        faster.append(
+            replace(clip, video_THWC=np.concatenate([path[:GIVEN], path[GIVEN - 1 :: -2], path[1::2]]))
+        )
+    drift = check(faster, truths)["checks"]["energy_drift"]
+    assert drift["value"] == pytest.approx(3, abs=0.6)  # twice the speed is four times the energy
 
 
 def test_a_single_episode_has_no_unrelated_baseline(truths):

@@ -119,6 +119,7 @@ def test_a_late_chunk_equals_an_early_one_given_equal_cache_contents(far):
     for index in range(9):
         early.append(chunks[index % 4])
     late.cache.sinks, late.cache.window = list(early.cache.sinks), list(early.cache.window)
+    late.cache.before = early.cache.before
     early.cache.num_chunks, late.cache.num_chunks = 50, far
     noise = {"video": torch.randn_like(chunks[0].video_BVC), "audio": torch.randn_like(chunks[0].audio_BTC)}
     outputs = [s._forward(chunks[0], noise, torch.tensor(0.7))[0] for s in (early, late)]

@@ -10,9 +10,25 @@ import numpy as np
 
 from worldmodel.checks.bootstrap import bootstrap_ci
 
-# E episodes, T frames, H rows, W columns, C colours, N samples, 2 = (x, y) in box widths.
+# E episodes, T frames, B bodies, H rows, W columns, C colours, N samples, 2 = (x, y) in box widths.
 
 Check = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What truly happens in a clip, from its first given frame on.
+
+    visible_TB: share of a body that nothing hides. colors: a name for each body; empty where one body is what
+    stands out. contacts_s: all times at which something is heard.
+    """
+
+    positions_TB2: np.ndarray
+    visible_TB: np.ndarray
+    mass_B: np.ndarray
+    contacts_s: np.ndarray
+    materials: tuple[str, ...]
+    colors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +37,10 @@ class CheckClip:
 
     video_THWC: np.ndarray | None = None
     audio_N: np.ndarray | None = None
-    contacts_s: np.ndarray | None = None
-    positions_T2: np.ndarray | None = None
+    scene: Scene | None = None
+
+
+Pairs = list[tuple[CheckClip, CheckClip]]  # rollout, truth
 
 
 def score(value: float, floor: float, baseline: float) -> float | None:

@@ -14,6 +14,7 @@ from worldmodel.config import ModelConfig
 from worldmodel.layout import ACTION, AUDIO, MODALITIES, TEXT, VIDEO, Layout
 from worldmodel.model.attention import Attention, KeyValue, additive
 from worldmodel.model.rope import Rotary, rotary_angles
+from worldmodel.model.stem import CausalStem, Estimate
 from worldmodel.model.text import ByteEmbedding
 
 # B clips, L tokens (text, then chunk by chunk: action, video, audio), D width, K distinct noise levels of a
@@ -156,6 +157,9 @@ class WorldTransformer(nn.Module):
         self.action_in = nn.Linear(layout.chunk_frames * layout.action_dim, cfg.width)
         self.video_in = nn.Linear(video_in, cfg.width)
         self.audio_in = nn.Linear(layout.audio_channels, cfg.width)
+        # With a window of one chunk nothing may be seen of the chunk before.
+        has_stem = cfg.causal_stem and cfg.window_chunks > 1
+        self.stem = CausalStem(video_in, layout.audio_channels, cfg.width) if has_stem else None
         self.kind = nn.Embedding(len(MODALITIES), cfg.width)
         self.absent_action = nn.Embedding(1, cfg.width)
         self.levels = LevelEmbedding(cfg.width)
@@ -192,6 +196,7 @@ class WorldTransformer(nn.Module):
         past_angles_JP: Tensor | None = None,
         past_valid_BJ: Tensor | None = None,
         time_offset_s: float = 0.0,
+        before: Estimate | None = None,
         keep_cache: bool = False,
     ) -> dict[str, Tensor | list[KeyValue]]:
         """Returns video [B, chunks, tokens, patch*C] and audio [B, chunks, steps, C] in fp32, `features` [B,
@@ -200,11 +205,14 @@ class WorldTransformer(nn.Module):
 
         stop_after leaves after that block with the features only (the teacher's early exit). `past` are
         cached keys and values whose rotary angles and validity are given beside them; all of them are
-        visible.
+        visible. `before` is the chunk before the first one, as `estimate` gives it.
         """
         layout = self.layout if layout is None else layout
         device = level_BK.device
         x_BLD = self._embed(tokens, layout)
+        if self.stem is not None:
+            seen = self.estimate(tokens, level_BK, level_of_BL, layout=layout)
+            x_BLD = x_BLD + self.stem(seen, before, layout).to(x_BLD.dtype)
         level_BKD = self.levels(level_BK)
         select_BLK = F.one_hot(level_of_BL, level_BK.shape[1]).to(level_BKD.dtype)
         positions = layout.positions_L3.to(device)
@@ -241,6 +249,14 @@ class WorldTransformer(nn.Module):
         out["video"] = self.video_out(video.contiguous()).float()
         out["audio"] = self.audio_out(audio.contiguous()).float()
         return out
+
+    def estimate(self, tokens: Tokens, level_BK: Tensor, level_of_BL: Tensor, *, layout: Layout) -> Estimate:
+        """What the tokens of each chunk show of the data, for the chunk after it."""
+        _, level = split_text(level_BK.gather(1, level_of_BL)[..., None], layout)
+        _, valid = split_text(tokens.valid_BL[..., None], layout)
+        parts = [1, layout.video_tokens, layout.audio_steps]
+        (_, video_t, audio_t), (_, has_video, has_audio) = level.split(parts, 2), valid.split(parts, 2)
+        return Estimate.of(tokens.video_BNVC, video_t, has_video, tokens.audio_BNTC, audio_t, has_audio)
 
     def encode_text(self, text_BN: Tensor, valid_BL: Tensor) -> list[KeyValue]:
         """Unrotated keys and values of the text in every block: it sees only itself, so a rollout needs them
