@@ -11,9 +11,14 @@ from avtok.spec import CodecSpec
 
 if TYPE_CHECKING:
     from avtok.audio import LogMelCodec
+    from avtok.picture import LearnedVideoCodec
+    from avtok.pretrained import PretrainedAudioCodec, PretrainedVideoCodec
+    from avtok.sound import LearnedAudioCodec
     from avtok.video import PcaVideoCodec
 
 WEIGHTS = Path(__file__).parent / "weights"
+PRETRAINED = "pretrained:"  # before the folder of a diffusers or transformers autoencoder
+KINDS = ("pca_video", "log_mel", "learned_video", "learned_audio", "pretrained")
 
 
 def codec_spec(name_or_folder: str) -> CodecSpec:
@@ -28,14 +33,35 @@ def codec_spec(name_or_folder: str) -> CodecSpec:
         ) from error
 
 
-def load_codec(name_or_folder: str) -> PcaVideoCodec | LogMelCodec:
+def load_codec(
+    name_or_folder: str,
+) -> (
+    PcaVideoCodec
+    | LogMelCodec
+    | LearnedVideoCodec
+    | LearnedAudioCodec
+    | PretrainedVideoCodec
+    | PretrainedAudioCodec
+):
     """The codec itself, on the CPU. ValueError names what exists."""
     record, spec = _record(name_or_folder), codec_spec(name_or_folder)
+    folder, trained_on = codec_folder(name_or_folder), tuple(record.get("trained_on", ()))
     if record["kind"] == "pca_video":
         from avtok.video import PcaVideoCodec
 
-        trained_on = tuple(record.get("trained_on", ()))
-        return PcaVideoCodec.load(codec_folder(name_or_folder), spec, trained_on=trained_on)
+        return PcaVideoCodec.load(folder, spec, trained_on=trained_on)
+    if record["kind"] == "learned_video":
+        from avtok.picture import LearnedVideoCodec
+
+        return LearnedVideoCodec.load(folder, spec, net=record["net"], trained_on=trained_on)
+    if record["kind"] == "learned_audio":
+        from avtok.sound import LearnedAudioCodec
+
+        return LearnedAudioCodec.load(folder, spec, net=record["net"], trained_on=trained_on)
+    if record["kind"] == "pretrained":
+        from avtok.pretrained import load_pretrained
+
+        return load_pretrained(folder, spec, mean=record["mean"], lead=record["lead"])
     from avtok.audio import LogMelCodec
 
     return LogMelCodec(spec)
@@ -46,13 +72,20 @@ def shipped_codecs() -> list[str]:
 
 
 def codec_folder(name_or_folder: str) -> Path:
-    """Where a codec lies; a name that is not shipped is taken for a folder."""
+    """Where a codec lies; a name that is not shipped is taken for a folder, with `pretrained:` before it or
+    not."""
+    name_or_folder = name_or_folder.removeprefix(PRETRAINED)
     shipped = WEIGHTS / name_or_folder
     return shipped if name_or_folder in shipped_codecs() else Path(name_or_folder)
 
 
 def _record(name_or_folder: str) -> dict[str, Any]:
     path = codec_folder(name_or_folder) / "codec.json"
+    if not path.is_file() and name_or_folder.startswith(PRETRAINED):
+        raise ValueError(
+            f"codec {name_or_folder!r} has not been measured; run "
+            f"`worldmodel tokenizer measure {path.parent}`"
+        )
     if not path.is_file():
         raise ValueError(
             f"codec {name_or_folder!r} is neither shipped nor a folder with codec.json; "
@@ -62,6 +95,6 @@ def _record(name_or_folder: str) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(record, dict) or record.get("kind") not in ("pca_video", "log_mel"):
-        raise ValueError(f"{path} names no known kind of codec; known: pca_video, log_mel")
+    if not isinstance(record, dict) or record.get("kind") not in KINDS:
+        raise ValueError(f"{path} names no known kind of codec; known: {', '.join(KINDS)}")
     return record

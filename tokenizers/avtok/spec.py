@@ -29,6 +29,7 @@ class CodecSpec:
     first_units: int = 0
     left_context_units: int = 0
     latency_units: int = 0
+    look_ahead_units: int = 0
     scale: float = 1.0
     content_hash: str = ""
 

@@ -43,6 +43,12 @@ def patches_of(video_THWC: np.ndarray) -> np.ndarray:
     return rearrange(video_THWC, _TO_PATCHES, **_SIDES).astype(np.float32) / 127.5 - 1
 
 
+def pixels_of(patches_THWP: Tensor) -> np.ndarray:
+    """float32 [T, H, W, P] in [-1, 1] -> uint8 [4T, 8H, 8W, 3]."""
+    pixels = ((patches_THWP + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return rearrange(pixels, _FROM_PATCHES, **_SIDES, c=3).contiguous().numpy()
+
+
 @dataclass(frozen=True)
 class PcaVideoCodec:
     """Latent = projection / sqrt(std of its component) / one global scale; `fit_video_codec` says why.
@@ -67,8 +73,7 @@ class PcaVideoCodec:
         patches_THWP = (
             latents_THWC.detach().float().cpu() @ (self.components_CP * self._gain[:, None]) + self.mean_P
         )
-        pixels = ((patches_THWP + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
-        return rearrange(pixels, _FROM_PATCHES, **_SIDES, c=3).contiguous().numpy()
+        return pixels_of(patches_THWP)
 
     @property
     def _gain(self) -> Tensor:

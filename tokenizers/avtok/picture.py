@@ -1,0 +1,76 @@
+"""The learned picture codec: 4x8x8 patches, 16 pixel values a latent value, step by step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from avtok.picture_net import PictureNet, PictureNetConfig
+from avtok.spec import CodecSpec
+from avtok.video import patches_of, pixels_of, weights_hash
+
+# T frames or steps, H W pixels or patches, P values of one patch, C channels.
+
+STEPS_AT_ONCE = 64  # a long clip must not need memory for all of its activations
+
+
+@dataclass(frozen=True)
+class LearnedVideoCodec:
+    """latent = network's output / one global scale. Deterministic: the same pixels give the same latents.
+
+    trained_on: names of the files it was trained on, and of cuts of the same films, so that an evaluation can
+    leave them out.
+    """
+
+    spec: CodecSpec
+    net: PictureNet
+    trained_on: tuple[str, ...] = ()
+
+    @torch.inference_mode()
+    def encode(self, video_THWC: np.ndarray) -> Tensor:
+        """uint8 RGB [T, H, W, 3], T a multiple of 4 or 1 -> float32 [T/4, H/8, W/8, C]."""
+        patches_THWP = torch.from_numpy(patches_of(video_THWC))
+        parts = [self.net.encode(part) for part in patches_THWP.split(STEPS_AT_ONCE)]
+        return torch.cat(parts) / self.spec.scale
+
+    @torch.inference_mode()
+    def decode(self, latents_THWC: Tensor) -> np.ndarray:
+        """Latents [T, H, W, C] -> uint8 RGB [4T, 8H, 8W, 3], clamped."""
+        latents_THWC = latents_THWC.detach().float().cpu() * self.spec.scale
+        return pixels_of(torch.cat([self.net.decode(part) for part in latents_THWC.split(STEPS_AT_ONCE)]))
+
+    def save(self, folder: str | Path) -> None:
+        """weights.safetensors in half precision, and codec.json with geometry and the hash of the weights."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "weights.safetensors"
+        save_file({name: w.detach().half().contiguous() for name, w in self.net.state_dict().items()}, path)
+        path.chmod(0o644)  # safetensors makes it private, and other users load it
+        spec = replace(self.spec, content_hash=weights_hash(path))
+        record = {
+            "kind": "learned_video",
+            **spec.to_dict(),
+            "net": asdict(self.net.cfg),
+            "trained_on": list(self.trained_on),
+        }
+        (folder / "codec.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, spec: CodecSpec, *, net: dict[str, int], trained_on: tuple[str, ...] = ()
+    ) -> LearnedVideoCodec:
+        """ValueError if the weights are not those that codec.json was written for."""
+        path = Path(folder) / "weights.safetensors"
+        if spec.content_hash and weights_hash(path) != spec.content_hash:
+            raise ValueError(
+                f"{path} does not match the content_hash of its codec.json; save the codec again"
+            )
+        network = PictureNet(PictureNetConfig(**net))
+        network.load_state_dict({name: w.float() for name, w in load_file(path).items()})
+        return cls(spec, network.eval().requires_grad_(False), trained_on)
