@@ -175,23 +175,37 @@ def tokenize(
 @tokenizer_app.command("train")
 def tokenizer_train(
     sources: Annotated[
-        list[str], typer.Argument(help="folders or manifests of clips; embedded worlds by name")
-    ],
-    out: Annotated[Path, typer.Option(help="folder of the codec")],
-    components: int = 48,
-    fps: int = 16,
-    size: Annotated[int, typer.Option(help="height and width in pixels")] = 64,
-    clips: Annotated[int, typer.Option(help="clips to render of each embedded world")] = 32,
-    seed: int = 0,
+        list[str] | None,
+        typer.Argument(help="beside the recipe's: embedded worlds, `speech`, folders or manifests of clips"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder of the codec")] = Path("codec"),
+    recipe: Annotated[Path | None, typer.Option(help="YAML, see configs/codecs/; none: components")] = None,
+    overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Fit the picture codec (principal components of 4x8x8 patches)."""
-    from ray_jobs.tokenizer_train import train_video_codec
+    """Train a codec: components of 4x8x8 patches, or a network for pictures or sound."""
+    from ray_jobs.codec_recipe import CodecRecipe
+    from ray_jobs.progress import ProgressDisplay
+    from ray_jobs.tokenizer_train import train_codec
+    from worldmodel.load_config import load_as
 
-    facts = train_video_codec(
-        sources, out=out, components=components, fps=fps, size_px=size, clips=clips, seed=seed
-    )
+    with ProgressDisplay() as display:
+        facts = train_codec(load_as(CodecRecipe, recipe, overrides), sources or [], out=out, say=display)
     _print(facts, as_json, f"{facts['codec']}: {facts['clips']} clips")
+
+
+@tokenizer_app.command("measure")
+def tokenizer_measure(
+    folder: Annotated[Path, typer.Argument(help="a diffusers or transformers autoencoder")],
+    fps: int = 16,
+    size: Annotated[int, typer.Option(help="height and width in pixels")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Probe a pretrained autoencoder and write codec.json: then `pretrained:FOLDER` is a codec."""
+    from ray_jobs.tokenizer_measure import measure_folder
+
+    spec = measure_folder(folder, fps=fps, size_px=size)
+    _print(spec, as_json, "\n".join(f"{key}: {_short(value)}" for key, value in spec.items()))
 
 
 @tokenizer_app.command("eval")
@@ -199,7 +213,7 @@ def tokenizer_eval(
     video: str = "pca-4x8x8-48",
     audio: str = "logmel-64",
     media: Annotated[str | None, typer.Option(help="folder of real clips")] = None,
-    sentences: Annotated[int, typer.Option(help="synthetic sentences for the word error rate")] = 40,
+    sentences: Annotated[int, typer.Option(help="synthetic sentences for the word error rate")] = 60,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:

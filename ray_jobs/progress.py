@@ -16,6 +16,7 @@ WORDS = {
     "render": "rendering clips",
     "index": "probing clips",
     "tokenize": "encoding clips",
+    "codec": "training the codec",
     "workers": "starting training workers",
     "train": "training",
     "rollout": "continuing clips",

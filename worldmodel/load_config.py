@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -37,9 +37,17 @@ class ConfigError(ValueError):
         self.problems = problems
 
 
+Config = TypeVar("Config", bound=BaseModel)
+
+
 def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
     """Reads a YAML file (None: all defaults), applies `a.b=value` overrides in order. ConfigError lists every
     problem."""
+    return load_as(RunConfig, path, overrides)
+
+
+def load_as(kind: type[Config], path: str | Path | None, overrides: list[str] | None = None) -> Config:
+    """The same for another frozen model."""
     lines: dict[str, str] = {}
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -57,9 +65,9 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
             continue
         _put(values, key.strip().split("."), value)
         lines[key.strip()] = f"--set {key.strip()}"
-    problems += _take_unknown_keys(values, RunConfig, "", lines)
+    problems += _take_unknown_keys(values, kind, "", lines)
     try:
-        cfg = RunConfig.model_validate(values)
+        cfg = kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError([*problems, *_describe_all(error, lines, path)]) from None
     if problems:

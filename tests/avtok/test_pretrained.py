@@ -1,4 +1,4 @@
-"""Autoencoders of diffusers and transformers as codecs: geometry comes from probes, whatever the config says."""
+"""Autoencoders of diffusers and transformers as codecs: geometry comes from probes."""
 
 from __future__ import annotations
 
