@@ -34,7 +34,13 @@ public <hand> = <card>+;
 
 
 def evaluate_codecs(
-    video: str, audio: str, *, media: str | None = None, sentences: int = 60, seed: int = 0
+    video: str,
+    audio: str,
+    *,
+    media: str | None = None,
+    sentences: int = 60,
+    renders: int = NUM_RENDERS,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """PSNR in dB, onset error in ms, word error rates as fractions, media seconds per CPU second both ways.
 
@@ -45,8 +51,7 @@ def evaluate_codecs(
         raise ValueError(f"sentences must be at least 1, got {sentences}")
     video_codec, audio_codec = load_codec(video), load_codec(audio)
     episodes = [
-        simulate(world_settings("bounce"), seed=seed + index, duration_s=RENDER_S)
-        for index in range(NUM_RENDERS)
+        simulate(world_settings("bounce"), seed=seed + index, duration_s=RENDER_S) for index in range(renders)
     ]
 
     pictures = [episode.video_THWC for episode in episodes]

@@ -193,7 +193,7 @@ def _real_pictures(recipe: CodecRecipe, sources: list[str], out: Path, used: lis
             continue
         clips = [_cut(row, recipe.fps, size_px) for size_px in recipe.sizes_px]
         pictures = [clip.video_THWC for clip in clips if clip is not None and clip.video_THWC is not None]
-        used += [row["uri"]] if pictures else []
+        used += [_name(row["uri"], sources)] if pictures else []
         found += pictures
     return found
 
@@ -204,7 +204,7 @@ def _real_sounds(recipe: CodecRecipe, sources: list[str], out: Path, used: list[
         clip = _cut(row, recipe.fps, 64) if row["has_audio"] else None
         if clip is None or clip.audio_N is None or np.abs(clip.audio_N).max(initial=0) < QUIETEST:
             continue
-        used.append(row["uri"])
+        used.append(_name(row["uri"], sources))
         found.append(clip.audio_N)
     return found
 
@@ -220,6 +220,14 @@ def _real_rows(recipe: CodecRecipe, sources: list[str], out: Path) -> list[dict[
         for row in rows
         if not any(fnmatch(Path(row["uri"]).name, pattern) for pattern in recipe.leave_out)
     ]
+
+
+def _name(uri: str, sources: list[str]) -> str:
+    """folder/file of a clip below a source: where the folder lies is nobody's business."""
+    for source in sources:
+        if source not in WORLDS and Path(uri).is_relative_to(Path(source).resolve()):
+            return str(Path(uri).relative_to(Path(source).resolve().parent))
+    return Path(uri).name
 
 
 def _cut(row: dict[str, Any], fps: int, size_px: int) -> DecodedClip | None:

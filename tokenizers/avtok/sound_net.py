@@ -16,14 +16,16 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
-# B clips, N samples, T steps, M mel channels, C latent channels, D width, K frequency bins.
+# B clips, N samples, T steps, F short frames, M mel channels, C latent channels, D width, K frequency bins.
 
 RATE_HZ, NUM_FFT, WINDOW, HOP, NUM_MELS = 16000, 1024, 1000, 250, 64
 FLOOR = 1e-3
 LOG_MEAN, LOG_SCALE = -2.4, 3.4
 ENCODER_KERNEL = 3
 LOOK_AHEAD = 3  # steps, one in each of the first decoder blocks
-OVERLAP = 2  # steps: a window of the decoder reaches this far beyond its own step
+OVERLAP = 1  # steps: a window of the decoder reaches this far beyond its own step
+# Two short windows a step: in windows as long as the encoder's, an attack is smeared to before it happens.
+SHORT_FFT, SHORT_WINDOW, SHORT_HOP = 512, 500, 125
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class SoundNet(nn.Module):
     """Samples [B, N] at 16 kHz <-> latents [B, T, C] at 64 steps/s."""
 
     window: Tensor
+    short_window: Tensor
     mel_KM: Tensor
     mean_C: Tensor
     std_C: Tensor
@@ -67,6 +70,7 @@ class SoundNet(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
+        self.register_buffer("short_window", torch.hann_window(SHORT_WINDOW), persistent=False)
         mel_KM = melscale_fbanks(
             NUM_FFT // 2 + 1, 20.0, RATE_HZ / 2, NUM_MELS, RATE_HZ, norm=None, mel_scale="htk"
         )
@@ -84,7 +88,7 @@ class SoundNet(nn.Module):
             for number in range(cfg.decoder_blocks)
         )
         self.norm = nn.LayerNorm(cfg.decoder_width)
-        self.head = nn.Linear(cfg.decoder_width, 2 * (NUM_FFT // 2 + 1))
+        self.head = nn.Linear(cfg.decoder_width, HOP // SHORT_HOP * 2 * (SHORT_FFT // 2 + 1))
         nn.init.normal_(self.head.weight, std=0.02)
 
     @property
@@ -120,27 +124,31 @@ class SoundNet(nn.Module):
         x_BTD = self.decoder_in(latents_BTC)
         for block in self.decoder:
             x_BTD = block(x_BTD)
-        log_BTK, phase_BTK = self.head(self.norm(x_BTD)).float().chunk(2, dim=-1)
-        magnitude_BTK = torch.exp(log_BTK.clamp(max=6.0))
-        spectrum = torch.complex(magnitude_BTK * phase_BTK.cos(), magnitude_BTK * phase_BTK.sin())
-        return overlap_add(torch.fft.irfft(spectrum, n=NUM_FFT)[..., :WINDOW] * self.window)
+        frames = rearrange(self.head(self.norm(x_BTD)).float(), "b t (f k) -> b (t f) k", f=HOP // SHORT_HOP)
+        log_BFK, phase_BFK = frames.chunk(2, dim=-1)
+        magnitude_BFK = torch.exp(log_BFK.clamp(max=6.0))
+        spectrum = torch.complex(magnitude_BFK * phase_BFK.cos(), magnitude_BFK * phase_BFK.sin())
+        return overlap_add(torch.fft.irfft(spectrum, n=SHORT_FFT)[..., :SHORT_WINDOW] * self.short_window)
 
 
-def overlap_add(frames_BTN: Tensor) -> Tensor:
-    """Windowed frames [B, T, 1000], frame i centred on the middle of step i -> [B, 250 T]."""
-    num, before = frames_BTN.shape[1], (WINDOW - HOP) // 2
-    total = (num - 1) * HOP + WINDOW
+def overlap_add(frames_BFN: Tensor) -> Tensor:
+    """Windowed frames [B, F, 500], each centred on its own 125 samples -> [B, 125 F]."""
+    num, before = frames_BFN.shape[1], (SHORT_WINDOW - SHORT_HOP) // 2
+    total = (num - 1) * SHORT_HOP + SHORT_WINDOW
     summed = F.fold(
-        rearrange(frames_BTN, "b t n -> b n t"), (1, total), kernel_size=(1, WINDOW), stride=(1, HOP)
+        rearrange(frames_BFN, "b f n -> b n f"),
+        (1, total),
+        kernel_size=(1, SHORT_WINDOW),
+        stride=(1, SHORT_HOP),
     )
-    # Squares of a Hann window a quarter apart add up to 1.5 everywhere but at the ends of a clip.
-    return summed[:, 0, 0, before : before + num * HOP] / 1.5
+    # Hann windows a quarter apart add up to 2 everywhere but at the ends of a clip.
+    return summed[:, 0, 0, before : before + num * SHORT_HOP] / 2
 
 
 def multi_resolution_stft_loss(decoded_BN: Tensor, true_BN: Tensor) -> Tensor:
-    """Relative L1 of magnitudes plus L1 of their logarithms, over windows of 8 to 128 ms."""
+    """Relative L1 of magnitudes plus L1 of their logarithms, over windows of 4 to 128 ms."""
     loss = decoded_BN.new_zeros(())
-    sizes = (128, 256, 512, 1024, 2048)
+    sizes = (64, 128, 256, 512, 1024, 2048)
     for size in sizes:
         window = torch.hann_window(size, device=decoded_BN.device)
         ours, theirs = (
