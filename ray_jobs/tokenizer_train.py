@@ -201,7 +201,7 @@ def _real_pictures(recipe: CodecRecipe, sources: list[str], out: Path, used: lis
 def _real_sounds(recipe: CodecRecipe, sources: list[str], out: Path, used: list[str]) -> list[np.ndarray]:
     found = []
     for row in _real_rows(recipe, sources, out):
-        clip = _cut(row, recipe.fps, 64) if row["has_audio"] else None
+        clip = _cut(row, recipe.fps, 64) if row["has_sound"] else None
         if clip is None or clip.audio_N is None or np.abs(clip.audio_N).max(initial=0) < QUIETEST:
             continue
         used.append(_name(row["uri"], sources))

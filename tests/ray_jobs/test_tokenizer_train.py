@@ -87,13 +87,14 @@ def test_a_sound_network_learns(tmp_path):
     assert load_codec(str(tmp_path / "net")).trained_on == ("bounce_one:5", "bounce_one:6", "bounce_one:7")
 
 
-def test_real_clips_are_used_but_those_left_out_are_not(tmp_path, held_out):
+@pytest.mark.parametrize("kind", ["pca", "sound"])
+def test_real_clips_are_used_but_those_left_out_are_not(tmp_path, held_out, kind):
     clips = tmp_path / "clips"
     clips.mkdir()
     for name in ("seen.mp4", "kept_1.mp4"):
         write_clip(clips / name, held_out.video_THWC, held_out.audio_N, fps=16, sample_rate=16000)
     (clips / "broken.mp4").write_bytes(b"no media")
-    small = recipe(sources=(), leave_out=("kept_*",), channels=8)
+    small = recipe(kind=kind, sources=(), leave_out=("kept_*",), channels=8, steps=2, batch=2)
     facts = train_codec(small, [str(clips)], out=tmp_path / "codec")
     assert facts["clips"] == 1
     assert load_codec(str(tmp_path / "codec")).trained_on == ("clips/seen.mp4",)

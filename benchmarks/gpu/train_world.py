@@ -1,0 +1,209 @@
+"""Train a world model on an embedded world without Ray, DeepSpeed or files of clips: this is
+how the shipped one is made.
+
+    export PYTHONPATH=.:tokenizers
+    python benchmarks/gpu/train_world.py configs/shipped/bounce.yaml --out runs/shipped
+
+Imports only worldmodel and avtok, so it also runs where neither Ray nor DeepSpeed is. Clips are simulated and
+encoded once, by all cores, and kept beside the checkpoints. Stopping at any point and starting again with the
+same command goes on from the last checkpoint, and gives the weights that an undisturbed run gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from avtok.load import codec_folder, codec_spec, load_codec
+from worldmodel.checks.of_model import check_model
+from worldmodel.config import RunConfig
+from worldmodel.export import load_model, save_model
+from worldmodel.layout import Layout
+from worldmodel.load_config import load_config
+from worldmodel.train.checkpoint import load_checkpoint, write_checkpoint
+from worldmodel.train.engine import TEACHER_PREFIX, PlainEngine
+from worldmodel.train.loop import Hooks, Outcome, train
+from worldmodel.train.no_compiler import turn_compiler_off
+from worldmodel.worlds.clips import HELD_OUT_SEED, WorldClips, make_clips
+
+CLIPS_A_TASK = 32
+CHECKPOINT = "checkpoint"
+WORLDS = ("bounce:3072", "bounce_one:1024")
+
+
+def main() -> None:
+    """See the module's first lines."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--world", action="append", help=f"NAME:CLIPS, as often as needed; {WORLDS}")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop and commit after this long")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--held-out", type=int, default=64, help="clips for the loss on unseen ones")
+    parser.add_argument(
+        "--check", type=int, default=0, metavar="EPISODES", help="roll out and check at the end"
+    )
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    given = parser.parse_args()
+    cfg = load_config(given.config, given.overrides)
+    torch.set_num_threads(given.threads)
+    turn_compiler_off()
+    given.out.mkdir(parents=True, exist_ok=True)
+    worlds = [
+        (name, int(count)) for name, _, count in (world.partition(":") for world in given.world or WORLDS)
+    ]
+    clips = prepare_clips(worlds, cfg, given.out / "clips.npz", workers=given.threads)
+    held_out = prepare_clips(
+        [(worlds[0][0], given.held_out)],
+        cfg,
+        given.out / "held_out.npz",
+        workers=given.threads,
+        first=HELD_OUT_SEED,
+    )
+    train_world(cfg, clips, held_out, given.out, minutes=given.minutes)
+    if given.check:
+        seeds = range(2 * HELD_OUT_SEED, 2 * HELD_OUT_SEED + given.check)
+        say({"checks": check_export(given.out, cfg, worlds[0][0], seeds)})
+
+
+def say(row: dict[str, Any]) -> None:
+    print(json.dumps(row), flush=True)
+
+
+def prepare_clips(
+    worlds: list[tuple[str, int]], cfg: RunConfig, cache: Path, *, workers: int, first: int = 0
+) -> WorldClips:
+    """Latents of all clips, from the cache where it answers this very request."""
+    specs = [codec_spec(name).content_hash for name in (cfg.codec.video, cfg.codec.audio)]
+    request = json.dumps([worlds, first, specs, cfg.data.clip_s, cfg.model.text_tokens, cfg.model.action_dim])
+    if cache.exists():
+        with np.load(cache) as stored:
+            if str(stored["request"]) == request:
+                return WorldClips(*(stored[name] for name in WorldClips.__annotations__))
+    tasks = [
+        (world, range(start, min(start + CLIPS_A_TASK, first + count)))
+        for world, count in worlds
+        for start in range(first, first + count, CLIPS_A_TASK)
+    ]
+    began, parts = time.monotonic(), []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for done, part in enumerate(pool.map(partial(_make, cfg), tasks), start=1):
+            parts.append(part)
+            if done % 16 == 0 or done == len(tasks):
+                say({"clips": done * CLIPS_A_TASK, "seconds": round(time.monotonic() - began, 1)})
+    clips = WorldClips.join(parts)
+    np.savez(cache, request=np.array(request), **{n: getattr(clips, n) for n in WorldClips.__annotations__})
+    return clips
+
+
+def _make(cfg: RunConfig, task: tuple[str, range]) -> WorldClips:
+    torch.set_num_threads(1)
+    return make_clips(task[0], task[1], cfg, load_codec(cfg.codec.video), load_codec(cfg.codec.audio))
+
+
+def train_world(
+    cfg: RunConfig, clips: WorldClips, held_out: WorldClips, out: Path, *, minutes: float = float("inf")
+) -> Outcome:
+    """Trains from the last checkpoint of `out`; exports the average at each one."""
+    layout = Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
+    engine = PlainEngine(cfg, layout)
+    last = out / CHECKPOINT
+    start = load_checkpoint(last, engine) if last.is_dir() else 0
+    spent = read_spent(out)
+    began = time.monotonic()
+    log = (out / "log.jsonl").open("a", encoding="utf-8")
+
+    def on_row(row: dict[str, float]) -> None:
+        row = row | {"minutes": round(spent + (time.monotonic() - began) / 60, 3)}
+        log.write(json.dumps(row) + "\n")
+        if int(row["step"]) % 50 == 0 or "eval_video" in row:
+            log.flush()
+            say({key: round(value, 4) for key, value in row.items() if key in SHOWN})
+
+    def commit(step: int) -> None:
+        fresh = out / "checkpoint.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        write_checkpoint(fresh, engine, step, {"minutes": spent + (time.monotonic() - began) / 60})
+        shutil.rmtree(last, ignore_errors=True)
+        fresh.rename(last)
+        export(engine, layout, cfg, out / "export", step, read_spent(out))
+
+    hooks = Hooks(
+        commit=commit,
+        on_row=on_row,
+        should_stop=lambda: time.monotonic() - began > 60 * minutes,
+        evaluation=lambda: held_out.batches(cfg, num_clips=cfg.train.evaluate_clips),
+    )
+    try:
+        return train(engine, clips.stream(cfg, start_step=start), cfg, layout, start_step=start, hooks=hooks)
+    finally:
+        log.close()
+
+
+SHOWN = (
+    "step",
+    "loss",
+    "loss_video",
+    "loss_audio",
+    "grad_norm",
+    "step_s",
+    "minutes",
+    "eval_video",
+    "eval_audio",
+)
+
+
+def read_spent(out: Path) -> float:
+    """Minutes of training so far."""
+    model = out / CHECKPOINT / "model.json"
+    return float(json.loads(model.read_text()).get("minutes", 0.0)) if model.exists() else 0.0
+
+
+def export(
+    engine: PlainEngine, layout: Layout, cfg: RunConfig, folder: Path, step: int, minutes: float
+) -> None:
+    """The averaged weights in half the bytes, and the codecs beside them."""
+    weights = {
+        name.removeprefix(TEACHER_PREFIX): w.cpu().to(torch.bfloat16) for name, w in engine.ema.items()
+    }
+    device = torch.cuda.get_device_name() if engine.device.type == "cuda" else "CPU"
+    facts = {"steps": step, "training minutes": round(minutes, 1), "device": device, "seed": cfg.seed}
+    save_model(folder, weights, layout, cfg, facts)
+    for modality, name in (("video", cfg.codec.video), ("audio", cfg.codec.audio)):
+        shutil.copytree(codec_folder(name), folder / "codecs" / modality, dirs_exist_ok=True)
+
+
+def check_export(out: Path, cfg: RunConfig, world: str, seeds: range) -> dict[str, Any]:
+    """The checks of the exported model on episodes that it never saw."""
+    model, _, _ = load_model(out / "export")
+    device = "cuda" if torch.cuda.is_available() and cfg.train.device != "cpu" else "cpu"
+    result = check_model(
+        model.to(device),
+        cfg,
+        load_codec(cfg.codec.video),
+        load_codec(cfg.codec.audio),
+        world=world,
+        seeds=seeds,
+        device=device,
+    )
+    (out / "checks.json").write_text(json.dumps(result, indent=1))
+    values = {name: check.get("value") for name, check in result["checks"].items()}
+    return {"position_error_025s_over_frozen": result["position_error_025s_over_frozen"], **values}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Roll a model out on held-out episodes of an embedded world and check it, all in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.batch import LatentBatch
+from worldmodel.checks.result import CheckClip, Scene
+from worldmodel.checks.suite import run_checks
+from worldmodel.config import RunConfig
+from worldmodel.flow import homogeneous_levels, predicted_velocity
+from worldmodel.model.transformer import WorldTransformer
+from worldmodel.randomness import SampleRandom
+from worldmodel.self_flow import draw
+from worldmodel.session import RolloutSessions
+from worldmodel.worlds.bounce import simulate
+from worldmodel.worlds.clips import Codec, make_clips
+from worldmodel.worlds.settings import world_settings
+from worldmodel.worlds.truth import Truth
+
+# E episodes, B sessions.
+
+
+class Decoder(Codec, Protocol):
+    def decode(self, latents: Tensor, /) -> np.ndarray: ...
+
+
+def scene_of(truth: Truth) -> Scene:
+    """What checks need of a truth. Colours of bounce_one come with the material, and its one body is found
+    without them."""
+    return Scene(
+        positions_TB2=truth.positions_TK2,
+        visible_TB=truth.visible_TK,
+        mass_B=truth.mass_K,
+        contacts_s=truth.contact_times_s,
+        materials=truth.materials,
+        colors=() if truth.world == "bounce_one" else truth.colors,
+    )
+
+
+@torch.no_grad()
+def history_error(model: WorldTransformer, batches: list[LatentBatch], cfg: RunConfig) -> dict[str, float]:
+    """Squared error of the predicted picture of the last chunk at t=0.9, with all chunks before it clean and
+    with none: their difference is how much the past is used. `nothing` is the error of predicting zeros."""
+    layout, sums = model.layout, {"with_history": 0.0, "without": 0.0, "nothing": 0.0}
+    count = 0
+    for batch in batches:
+        for name, context in (("with_history", layout.num_chunks - 1), ("without", 0)):
+            levels = homogeneous_levels(layout, batch.num_clips, 0.9, context_chunks=context)
+            one = draw(
+                batch,
+                layout,
+                cfg.objective,
+                SampleRandom(cfg.seed, -1, tuple(batch.sample_ids_B.tolist())),
+                levels,
+            )
+            tokens, x_t, t = one.tokens_at(one.levels.student_BK)
+            out = model(tokens, one.levels.student_BK, one.levels.level_of_BL, layout=layout)
+            v = predicted_velocity(out["video"], x_t["video"], t["video"], cfg.objective.prediction)
+            guess = x_t["video"] - t["video"] * v
+            sums[name] += float((guess - one.video_BNVC)[:, -1].square().sum())
+        sums["nothing"] += float(one.video_BNVC[:, -1].square().sum())
+        count += one.video_BNVC[:, -1].numel()
+    return {name: total / count for name, total in sums.items()}
+
+
+@torch.no_grad()
+def check_model(
+    model: WorldTransformer,
+    cfg: RunConfig,
+    video: Decoder,
+    audio: Decoder,
+    *,
+    world: str,
+    seeds: Sequence[int],
+    split: str = "in",
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """What `run_checks` returns, of one rollout a seed as cfg.rollout says; noise is the seed's."""
+    rollout, size = cfg.rollout, cfg.rollout.sessions_per_actor
+    length_s = rollout.prefix_s + rollout.seconds
+    longer = cfg.model_copy(update={"data": cfg.data.model_copy(update={"clip_s": length_s})})
+    rollouts: list[CheckClip] = []
+    truths: list[CheckClip] = []
+    for first in range(0, len(seeds), size):
+        some = list(seeds[first : first + size])
+        clips = make_clips(world, some, longer, video, audio, split=split)
+        batch = clips.batch(range(len(some)), longer, epoch=-1, batch_id=0).to(device)
+        sessions = RolloutSessions(model, rollout, cfg.objective.prediction)
+        sessions.reset(batch, prefix_chunks=round(rollout.prefix_s / cfg.chunk_s), seeds=some)
+        for _ in range(round(rollout.seconds / cfg.chunk_s)):
+            sessions.step()
+        latents = sessions.latents()
+        for row, seed in enumerate(some):
+            episode = simulate(world_settings(world, split), seed=seed, duration_s=length_s)
+            rollouts.append(
+                CheckClip(video.decode(latents.video[row].cpu()), audio.decode(latents.audio[row].cpu()))
+            )
+            truths.append(CheckClip(episode.video_THWC, episode.audio_N, scene_of(episode.truth)))
+    return run_checks(
+        rollouts,
+        truths,
+        prefix_s=rollout.prefix_s,
+        fps=cfg.data.fps,
+        sample_rate=cfg.data.sample_rate,
+        seed=cfg.seed,
+    )
