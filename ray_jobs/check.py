@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from avtok.decode import ClipError, DecodedClip, decode_clip, probe
 from ray_jobs.errors import UserError
-from worldmodel.checks.result import CheckClip, Scene
+from worldmodel.checks.result import CheckClip, Scene, scene_of
 from worldmodel.checks.suite import run_checks
 from worldmodel.worlds.truth import Truth, read_truth
 
@@ -116,19 +117,16 @@ def _decode(path: Path, height: int, width: int, fps: float, sample_rate: int) -
 
 
 def _scene(truth: Truth, start_s: float, fps: float) -> Scene:
-    """What happens since the cut began; the last frame at or before counts. Colours of bounce_one come with
-    the material, and its one body is found without them."""
+    """What happens since the cut began; the last frame at or before counts."""
     first = math.floor(start_s * truth.fps + 1e-6)
     frames = np.arange(first, len(truth.positions_TK2))
     if round(fps) != truth.fps:
         count = math.floor(len(frames) * fps / truth.fps)
         frames = first + np.floor(np.arange(count) * truth.fps / fps + 1e-6).astype(int)
-    contacts_s = truth.contact_times_s - start_s
-    return Scene(
-        positions_TB2=truth.positions_TK2[frames],
-        visible_TB=truth.visible_TK[frames],
-        mass_B=truth.mass_K,
+    whole, contacts_s = scene_of(truth), truth.contact_times_s - start_s
+    return replace(
+        whole,
+        positions_TB2=whole.positions_TB2[frames],
+        visible_TB=whole.visible_TB[frames],
         contacts_s=contacts_s[contacts_s >= 0],
-        materials=truth.materials,
-        colors=() if truth.world == "bounce_one" else truth.colors,
     )

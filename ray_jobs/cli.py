@@ -191,7 +191,7 @@ def tokenizer_train(
 
     with ProgressDisplay() as display:
         facts = train_codec(load_as(CodecRecipe, recipe, overrides), sources or [], out=out, say=display)
-    _print(facts, as_json, f"{facts['codec']}: {facts['clips']} clips")
+    _print(facts, as_json, f"{facts['codec']}: {facts['sources']} sources")
 
 
 @tokenizer_app.command("measure")

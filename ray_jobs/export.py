@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import worldmodel
 from avtok.load import codec_folder
 from ray_jobs.errors import UserError
 from ray_jobs.run_folder import last_commit
@@ -17,6 +18,7 @@ from worldmodel.export import INDEX_FILE, NotAModel, load_model, save_model
 from worldmodel.load_config import load_config
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.train.checkpoint import CheckpointMismatch, CheckpointReader
+from worldmodel.train.engine import build_student
 
 
 def export_run(run: Path, out: Path) -> Path:
@@ -31,9 +33,24 @@ def export_run(run: Path, out: Path) -> Path:
         raise UserError(str(error)) from None
     facts: dict[str, Any] = {"steps": reader.model["step"], "seed": cfg.seed, "objective": cfg.objective.rep}
     save_model(out, reader.ema_weights(), layout_of(cfg), cfg, facts)
+    _copy_codecs(cfg, out)
+    return out
+
+
+def export_untrained(cfg: RunConfig, out: Path) -> Path:
+    """The model as training begins: what it then makes of a clip shows what training did."""
+    layout = layout_of(cfg)
+    save_model(out, build_student(cfg, layout).transformer.state_dict(), layout, cfg, {"steps": 0})
+    _copy_codecs(cfg, out)
+    return out
+
+
+def _copy_codecs(cfg: RunConfig, out: Path) -> None:
     for modality, name in (("video", cfg.codec.video), ("audio", cfg.codec.audio)):
         shutil.copytree(codec_folder(name), out / "codecs" / modality, dirs_exist_ok=True)
-    return out
+
+
+SHIPPED = Path(worldmodel.__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
@@ -45,15 +62,21 @@ class LoadedModel:
 
 
 def find_model(name: str) -> Path:
-    """Folder of an exported model: given itself, or the run that holds it. UserError names what is
-    missing."""
-    for folder in (Path(name), Path(name) / "export", Path("runs") / name / "export"):
+    """Folder of an exported model: given itself, the run that holds it, or a shipped name. UserError names
+    what is missing."""
+    for folder in (Path(name), Path(name) / "export", Path("runs") / name / "export", SHIPPED / name):
         if (folder / INDEX_FILE).is_file():
             return folder
     hint = (
-        "export it first: worldmodel export RUN --out DIR" if Path(name).is_dir() else "no such folder or run"
+        "export it first: worldmodel export RUN --out DIR"
+        if Path(name).is_dir()
+        else f"no such folder or run; shipped: {', '.join(shipped_models()) or 'none'}"
     )
     raise UserError(f"{name}: not an exported model ({hint})")
+
+
+def shipped_models() -> list[str]:
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{INDEX_FILE}"))
 
 
 def load_exported(folder: Path) -> LoadedModel:

@@ -1,4 +1,4 @@
-"""The clips of the report: truth above rollout as frames and sound over time, and both as playable clips."""
+"""The clips of the report: before training, after, and truth, as frames and sound over time and to play."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from avtok.decode import ClipError, DecodedClip, decode_clip, probe
 from ray_jobs.report_checks import number
 from ray_jobs.report_figures import filmstrip_png, sound_png
+from ray_jobs.rollout_rows import shown
 from worldmodel.checks.position import LOST_ERROR
 
 STRIP_COLUMNS = 16
@@ -25,18 +26,18 @@ def clips_section(folder: Path, rows: Any, note: str, checks: dict[str, Any] | N
     if checks and "per_episode" in checks["checks"].get("position_error", {}):
         per_episode = checks["checks"]["position_error"]["per_episode"]
         errors = dict(zip(checks.get("sample_ids", []), per_episode, strict=False))
-    shown = "".join(_clip(folder, row, errors.get(row.get("sample_id"))) for row in rows[:show])
+    cards = "".join(_clip(folder, row, errors.get(row.get("sample_id"))) for row in rows[:show])
     rest = len(rows) - show
-    return shown + (f'<p class="lead">{rest} more are in the folder rollouts.</p>' if rest > 0 else "")
+    return cards + (f'<p class="lead">{rest} more are in the folder rollouts.</p>' if rest > 0 else "")
 
 
 def _clip(folder: Path, row: dict[str, Any], error: float | None) -> str:
     name = escape(row.get("caption") or f"clip {row.get('sample_id', '')}")
     try:
-        clips = {key: _decode(folder / row[key]) for key in ("truth", "rollout")}
+        clips = [(key, title, folder / file, _decode(folder / file)) for key, title, file in shown(row)]
     except ClipError as reason:
         return f'<p class="missing">{name} cannot be shown: {escape(str(reason))}</p>'
-    total_s = max(clip.end_s for clip in clips.values())
+    total_s = max(clip.end_s for *_, clip in clips)
     prefix_s = float(row["prefix_s"])
     given = min(100 * prefix_s / total_s, 100.0)
     facts = [f"{prefix_s:g} s given, {total_s - prefix_s:.2g} s generated", f"sample {row.get('sample_id')}"]
@@ -49,13 +50,13 @@ def _clip(folder: Path, row: dict[str, Any], error: float | None) -> str:
 <header><b>{name}</b>{"".join(f"<span>{escape(fact)}</span>" for fact in facts)}</header>
 <div class="body">
 <div>
-<div class="strips">{"".join(_strip(key, clip, name) for key, clip in clips.items())}
+<div class="strips">{"".join(_strip(key, title, clip, name) for key, title, _, clip in clips)}
 <span class="cut" style="left:{given:.2f}%"></span></div>
 <div class="span"><i style="width:{given:.2f}%">given</i>
 <i style="width:{100 - given:.2f}%">generated</i></div>
 </div>
-<div class="players">{"".join(_player(key, folder / row[key], name) for key in clips)}
-<button class="together" hidden>Play both, with the rollout's sound</button></div>
+<div class="players">{"".join(_player(key, title, path, name) for key, title, path, _ in clips)}
+<button class="together" hidden>Play all, with the trained model's sound</button></div>
 </div>
 </article>"""
 
@@ -74,9 +75,9 @@ def _decode(path: Path) -> DecodedClip:
     )
 
 
-def _strip(key: str, clip: DecodedClip, name: str) -> str:
-    what = f"{key.capitalize()} of {name}"
-    html = f'<p class="name {key}">{key.capitalize()}</p>'
+def _strip(key: str, title: str, clip: DecodedClip, name: str) -> str:
+    what = escape(f"{title} of {name}")
+    html = f'<p class="name {key}">{escape(title)}</p>'
     if clip.video_THWC is not None:
         address = filmstrip_png(clip.video_THWC, columns=STRIP_COLUMNS)
         html += f'<img src="{address}" alt="{what}: frames in order of time">'
@@ -88,8 +89,9 @@ def _strip(key: str, clip: DecodedClip, name: str) -> str:
     return html
 
 
-def _player(key: str, path: Path, name: str) -> str:
+def _player(key: str, title: str, path: Path, name: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return f"""
-<figure><video controls loop playsinline preload="metadata" aria-label="{key} of {name}"
-src="data:video/mp4;base64,{data}"></video><figcaption>{key}</figcaption></figure>"""
+<figure><video controls loop playsinline preload="metadata" data-key="{key}"
+aria-label="{escape(title)} of {name}" src="data:video/mp4;base64,{data}"></video>
+<figcaption>{escape(title)}</figcaption></figure>"""

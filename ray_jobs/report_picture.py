@@ -1,4 +1,4 @@
-"""continued.png: one clip as a picture to share, truth above rollout, each with its sound beneath."""
+"""continued.png: one clip as a picture to share: models above truth, each with its sound beneath."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import base64
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from avtok.decode import DecodedClip, decode_clip, probe
 from ray_jobs.report_figures import filmstrip_png, sound_png
+from ray_jobs.rollout_rows import shown
 
 COLUMNS = 16
 WIDTH_PX, MARGIN_PX, GAP_PX, LABEL_PX = 1536, 24, 8, 26
@@ -21,7 +21,7 @@ INK, PAPER, GENERATED = (32, 33, 36), (255, 255, 255), (47, 111, 222)
 def write_picture(rollouts: Path, out: Path, *, row: int = 0) -> Path | None:
     """Draws one row of rollouts.json; None when it has no picture. ClipError when a file cannot be read."""
     chosen = json.loads((rollouts / "rollouts.json").read_text("utf-8"))[row]
-    bands = [_band(key, rollouts / chosen[key], chosen) for key in ("truth", "rollout")]
+    bands = [_band(title, rollouts / file) for _, title, file in shown(chosen)]
     if not all(bands):
         return None
     strips = [strip for band in bands for strip in band]
@@ -38,15 +38,14 @@ def write_picture(rollouts: Path, out: Path, *, row: int = 0) -> Path | None:
     return out
 
 
-def _band(key: str, path: Path, row: dict[str, Any]) -> list[Image.Image]:
+def _band(title: str, path: Path) -> list[Image.Image]:
     """Label, frames and sound of one clip; [] without a picture."""
     clip = _whole(path)
     if clip.video_THWC is None:
         return []
-    said = "given, then continued by the model" if key == "rollout" else "what really happened"
     label = Image.new("RGB", (WIDTH_PX, LABEL_PX), PAPER)
     font = ImageFont.load_default(size=20)
-    ImageDraw.Draw(label).text((0, 0), f"{key}: {said}", fill=INK, font=font)
+    ImageDraw.Draw(label).text((0, 0), title, fill=INK, font=font)
     strips = [label, _from_address(filmstrip_png(clip.video_THWC, columns=COLUMNS), WIDTH_PX // COLUMNS)]
     if clip.audio_N is not None:
         strips.append(_from_address(sound_png(clip.audio_N, sample_rate=16000), 72))

@@ -58,12 +58,18 @@ def run_rollouts(
     out: Path,
     rollout: RolloutConfig,
     seed: int = 0,
+    beside: dict[str, Path] | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Continues the samples with rollout.actors actors, rollout.sessions_per_actor sessions at a time; writes
     clips and rollouts.json into `out`. UserError when nothing can be continued, JobError when an actor
-    breaks. Ray is connected."""
-    load_exported(model)  # a clear error here rather than one of an actor
+    breaks. Ray is connected.
+
+    beside: other models by name; they continue the first rollout.show clips too, as row["beside"][name].
+    """
+    beside = beside or {}
+    for folder in (model, *beside.values()):
+        load_exported(folder)  # a clear error here rather than one of an actor
     out.mkdir(parents=True, exist_ok=True)
     prompts = [Prompt(int(sample), seed + int(sample)) for sample in sample_ids]
     if not prompts:
@@ -75,8 +81,12 @@ def run_rollouts(
     actor: Any = ray.remote(num_cpus=CPUS_PER_ACTOR)(RolloutActor)
     actors = [actor.remote(str(model), plan_ref, rollout, str(out)) for _ in groups[: rollout.actors]]
     pending = {actors[i % len(actors)].run.remote(group): group for i, group in enumerate(groups)}
+    shown = prompts[: rollout.show]
+    others = [actor.remote(str(path), plan_ref, rollout, str(out), name) for name, path in beside.items()]
+    actors += others
+    pending |= {other.run.remote(shown): shown for other in others if shown}
     rows: list[dict[str, Any]] = []
-    done = 0
+    done, total = 0, len(prompts) + len(beside) * len(shown)
     while pending:
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         try:
@@ -87,23 +97,33 @@ def run_rollouts(
             ) from None
         done += len(pending.pop(ready))
         if progress:
-            progress(done, len(prompts))
+            progress(done, total)
     for actor in actors:
         ray.kill(actor)
     if not rows:
         raise UserError(
             f"{out}: none of {len(prompts)} clips has the prefix of {rollout.prefix_s} s that a rollout needs"
         )
-    rows.sort(key=lambda row: row["sample_id"])
+    rows = _merged(rows)
     (out / ROLLOUTS_FILE).write_text(json.dumps(rows, indent=1))
     return rows
 
 
-class RolloutActor:
-    """One copy of the model; several sessions in lockstep."""
+def _merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a sample, in their order; what other models made of it stands under "beside"."""
+    ours = {row["sample_id"]: row for row in rows if "beside" not in row}
+    for row in rows:
+        if "beside" in row and row["sample_id"] in ours:
+            ours[row["sample_id"]].setdefault("beside", {}).update(row["beside"])
+    return sorted(ours.values(), key=lambda row: row["sample_id"])
 
-    def __init__(self, model: str, plan: Plan, rollout: RolloutConfig, out: str) -> None:
+
+class RolloutActor:
+    """One copy of the model; several sessions in lockstep. `name` is empty for the model that is judged."""
+
+    def __init__(self, model: str, plan: Plan, rollout: RolloutConfig, out: str, name: str = "") -> None:
         torch.set_num_threads(1)
+        self.name = name
         self.loaded = load_exported(Path(model))
         self.plan, self.rollout, self.out = plan, rollout, Path(out)
         cfg = self.loaded.cfg
@@ -154,9 +174,10 @@ class RolloutActor:
         frames = None if video is None else np.asarray(self.video.decode(video))
         sound = None if audio is None else np.asarray(self.audio.decode(audio))
         name = f"{prompt.sample_id:06d}"
-        write_clip(
-            self.out / f"{name}_rollout.mp4", frames, sound, fps=data.fps, sample_rate=data.sample_rate
-        )
+        file = f"{name}_{self.name or 'rollout'}.mp4"
+        write_clip(self.out / file, frames, sound, fps=data.fps, sample_rate=data.sample_rate)
+        if self.name:
+            return {"sample_id": prompt.sample_id, "beside": {self.name: file}}
         digest = hashlib.sha256()
         for part in (video, audio):
             digest.update(b"" if part is None else part.numpy().tobytes())
@@ -168,7 +189,7 @@ class RolloutActor:
             "start_s": sample.start_s,
             "prefix_s": self.rollout.prefix_s,
             "seconds": self.rollout.seconds,
-            "rollout": f"{name}_rollout.mp4",
+            "rollout": file,
             "truth": self._write_truth(name, sample),
             "latents_sha256": digest.hexdigest(),
         }

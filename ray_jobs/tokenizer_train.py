@@ -45,7 +45,7 @@ def train_codec(
     except ValueError as error:
         raise UserError(f"{', '.join(everything)}: {error}") from None
     codec.save(out)
-    return {"codec": str(out), "kind": recipe.kind, "clips": len(used), "channels": codec.spec.channels}
+    return {"codec": str(out), "kind": recipe.kind, "sources": len(used), "channels": codec.spec.channels}
 
 
 def _train_picture(recipe: CodecRecipe, sources: list[str], out: Path, used: list[str], say: Say) -> Any:
@@ -168,7 +168,7 @@ def _world_seeds(recipe: CodecRecipe, sources: list[str], used: list[str]) -> li
         if world in WORLDS
         for number in range(recipe.world_clips)
     ]
-    used += [f"{world}:{seed}" for world, seed in seeds]
+    used += [_range(world, recipe.seed, recipe.world_clips) for world in sources if world in WORLDS]
     return seeds
 
 
@@ -179,11 +179,15 @@ def _speech(recipe: CodecRecipe, used: list[str]) -> list[np.ndarray]:
     from worldmodel.worlds.speech import grid_utterance
 
     sentences = [grid_utterance(seed=recipe.seed + number) for number in range(recipe.sentences)]
-    used += [f"{SPEECH}:{recipe.seed + number}" for number in range(recipe.sentences)]
+    used.append(_range(SPEECH, recipe.seed, recipe.sentences))
     return [
         resample(torch.from_numpy(one.audio_N), one.sample_rate, RATE_HZ).clamp(-1, 1).numpy()
         for one in sentences
     ]
+
+
+def _range(source: str, first_seed: int, count: int) -> str:
+    return f"{source}:{first_seed}-{first_seed + count - 1}"
 
 
 def _real_pictures(recipe: CodecRecipe, sources: list[str], out: Path, used: list[str]) -> list[np.ndarray]:

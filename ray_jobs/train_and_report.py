@@ -10,6 +10,7 @@ from typing import Any
 from ray_jobs.errors import JobError, UserError, disk_full_is_an_error
 from ray_jobs.plan import Plan
 from ray_jobs.render import TRUTH_FILE
+from ray_jobs.rollout_rows import UNTRAINED
 from ray_jobs.run_folder import RunFolder, write_whole
 from ray_jobs.train import TrainResult, run_training
 from worldmodel.config import RunConfig
@@ -53,6 +54,7 @@ def _continue_held_out(cfg: RunConfig, run: Path, say: Say) -> None:
                 out=folder.rollouts,
                 rollout=cfg.rollout,
                 seed=cfg.seed,
+                beside=_beside(cfg, folder),
                 progress=lambda done, total: say("rollout", {"done": done, "total": total}),
             )
         except JobError:
@@ -69,6 +71,16 @@ def _continue_held_out(cfg: RunConfig, run: Path, say: Say) -> None:
     check_rollouts(
         folder.rollouts, truth=str(truth) if truth.is_file() else None, out=run / "checks.json", seed=cfg.seed
     )
+
+
+def _beside(cfg: RunConfig, folder: RunFolder) -> dict[str, Path]:
+    """The model before training, and those that the config names."""
+    from ray_jobs.export import export_untrained, find_model
+
+    if not cfg.rollout.show:
+        return {}
+    others = {Path(name).name: find_model(name) for name in cfg.rollout.beside}
+    return {UNTRAINED: export_untrained(cfg, folder.path / UNTRAINED), **others}
 
 
 def _is_done(folder: RunFolder, request: dict[str, Any]) -> bool:

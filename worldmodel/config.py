@@ -157,6 +157,9 @@ class RolloutConfig(Part):
     sessions_per_actor: int = Field(default=16, ge=1)
     clips: int = Field(default=32, ge=1, description="held-out clips to continue")
     show: int = Field(default=4, ge=0, description="clips in the report")
+    beside: tuple[str, ...] = Field(
+        default=(), description="models that continue the shown clips too: shipped names, folders or runs"
+    )
 
 
 class RunConfig(Part):

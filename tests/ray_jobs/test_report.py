@@ -130,7 +130,7 @@ def test_report_holds_the_clips_themselves(run_dir):
     page = Page(write_report(run_dir, show=2).read_text("utf-8"))
     videos = page.all("video")
     assert len(videos) == 4
-    data = base64.b64decode(videos[1]["src"].removeprefix("data:video/mp4;base64,"))
+    data = base64.b64decode(videos[0]["src"].removeprefix("data:video/mp4;base64,"))
     assert data == (run_dir / "rollouts" / "0_rollout.mp4").read_bytes()
     assert all("controls" in video for video in videos)
 

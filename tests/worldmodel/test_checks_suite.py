@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from worldmodel.checks.freeze import black_share, longest_freeze_s, still_frames, still_share
-from worldmodel.checks.result import CheckClip, Scene, score
+from worldmodel.checks.result import CheckClip, scene_of, score
 from worldmodel.checks.suite import run_checks
-from worldmodel.worlds.bounce import BounceSettings, Truth, simulate
+from worldmodel.worlds.bounce import BounceSettings, simulate
 from worldmodel.worlds.settings import world_settings
 
 FPS, RATE, GIVEN = 16, 16000, 16
@@ -21,17 +21,6 @@ FPS, RATE, GIVEN = 16, 16000, 16
 def truths() -> list[CheckClip]:
     episodes = [simulate(BounceSettings(), seed=seed, duration_s=2.0) for seed in range(14)]
     return [CheckClip(e.video_THWC, e.audio_N, scene_of(e.truth)) for e in episodes]
-
-
-def scene_of(truth: Truth) -> Scene:
-    return Scene(
-        positions_TB2=truth.positions_TK2,
-        visible_TB=truth.visible_TK,
-        mass_B=truth.mass_K,
-        contacts_s=truth.contact_times_s,
-        materials=truth.materials,
-        colors=() if truth.world == "bounce_one" else truth.colors,
-    )
 
 
 def frozen(clip: CheckClip) -> CheckClip:

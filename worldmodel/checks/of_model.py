@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.batch import LatentBatch
-from worldmodel.checks.result import CheckClip, Scene
+from worldmodel.checks.result import CheckClip, scene_of
 from worldmodel.checks.suite import run_checks
 from worldmodel.config import RunConfig
 from worldmodel.flow import homogeneous_levels, predicted_velocity
@@ -21,26 +21,12 @@ from worldmodel.session import RolloutSessions
 from worldmodel.worlds.bounce import simulate
 from worldmodel.worlds.clips import Codec, make_clips
 from worldmodel.worlds.settings import world_settings
-from worldmodel.worlds.truth import Truth
 
 # E episodes, B sessions.
 
 
 class Decoder(Codec, Protocol):
     def decode(self, latents: Tensor, /) -> np.ndarray: ...
-
-
-def scene_of(truth: Truth) -> Scene:
-    """What checks need of a truth. Colours of bounce_one come with the material, and its one body is found
-    without them."""
-    return Scene(
-        positions_TB2=truth.positions_TK2,
-        visible_TB=truth.visible_TK,
-        mass_B=truth.mass_K,
-        contacts_s=truth.contact_times_s,
-        materials=truth.materials,
-        colors=() if truth.world == "bounce_one" else truth.colors,
-    )
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from worldmodel.checks.bootstrap import bootstrap_ci
+from worldmodel.worlds.truth import Truth
 
 # E episodes, T frames, B bodies, H rows, W columns, C colours, N samples, 2 = (x, y) in box widths.
 
@@ -29,6 +30,19 @@ class Scene:
     contacts_s: np.ndarray
     materials: tuple[str, ...]
     colors: tuple[str, ...] = ()
+
+
+def scene_of(truth: Truth) -> Scene:
+    """What checks need of a truth. Colours of bounce_one come with the material, and its one body is found
+    without them."""
+    return Scene(
+        positions_TB2=truth.positions_TK2,
+        visible_TB=truth.visible_TK,
+        mass_B=truth.mass_K,
+        contacts_s=truth.contact_times_s,
+        materials=truth.materials,
+        colors=() if truth.world == "bounce_one" else truth.colors,
+    )
 
 
 @dataclass(frozen=True, eq=False)
