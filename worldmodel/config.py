@@ -49,6 +49,7 @@ class ModelConfig(Part):
     head_dim: int = Field(default=48, ge=8)
     mlp_ratio: float = Field(default=4.0, gt=0)
     patch: tuple[int, int] = Field(default=(2, 2), description="video latents per token, height and width")
+    audio_patch: int = Field(default=1, ge=1, description="audio latents per token")
     chunk_frames: int = Field(default=4, ge=1, description="video frames of one chunk")
     causal_stem: bool = Field(
         default=True, description="tokens also embed what was near them in the chunk before"

@@ -30,11 +30,12 @@ class Layout:
     video_grid: tuple[int, int]  # tokens of one step, rows and columns
     patch: tuple[int, int]
     video_channels: int
-    audio_steps: int
+    audio_steps: int  # latent steps of one chunk
     audio_channels: int
     chunk_frames: int
     action_dim: int
     chunk_s: float
+    audio_patch: int = 1  # latent steps of one token
 
     @classmethod
     def from_specs(cls, cfg: RunConfig, video: CodecSpec, audio: CodecSpec) -> Layout:
@@ -51,6 +52,12 @@ class Layout:
                 f"one chunk is {samples} audio samples, not a multiple of the audio codec's stride "
                 f"{audio.stride_units}; change data.fps, data.sample_rate or model.chunk_frames"
             )
+        steps = round(samples / audio.stride_units)
+        if steps % cfg.model.audio_patch:
+            raise ValueError(
+                f"model.audio_patch={cfg.model.audio_patch} does not divide the {steps} audio latents "
+                "of a chunk"
+            )
         _, height, width, channels = video.latent_shape(1, cfg.data.size)
         if height % cfg.model.patch[0] or width % cfg.model.patch[1]:
             raise ValueError(
@@ -64,11 +71,12 @@ class Layout:
             video_grid=(height // cfg.model.patch[0], width // cfg.model.patch[1]),
             patch=cfg.model.patch,
             video_channels=channels,
-            audio_steps=round(samples / audio.stride_units),
+            audio_steps=steps,
             audio_channels=audio.channels,
             chunk_frames=frames,
             action_dim=cfg.model.action_dim,
             chunk_s=cfg.chunk_s,
+            audio_patch=cfg.model.audio_patch,
         )
 
     def of(self, *, num_chunks: int, text: bool) -> Layout:
@@ -81,8 +89,28 @@ class Layout:
         return self.video_steps * self.video_grid[0] * self.video_grid[1]
 
     @property
+    def audio_tokens(self) -> int:
+        """Audio tokens of one chunk."""
+        return self.audio_steps // self.audio_patch
+
+    @property
+    def parts(self) -> list[int]:
+        """Tokens of one chunk: action, video, audio."""
+        return [1, self.video_tokens, self.audio_tokens]
+
+    @property
+    def video_values(self) -> int:
+        """Numbers in one video token."""
+        return self.video_channels * self.patch[0] * self.patch[1]
+
+    @property
+    def audio_values(self) -> int:
+        """Numbers in one audio token."""
+        return self.audio_channels * self.audio_patch
+
+    @property
     def tokens_per_chunk(self) -> int:
-        return 1 + self.video_tokens + self.audio_steps
+        return sum(self.parts)
 
     @property
     def length(self) -> int:
@@ -96,7 +124,7 @@ class Layout:
 
     @cached_property
     def modality_L(self) -> Tensor:
-        chunk = [ACTION] + [VIDEO] * self.video_tokens + [AUDIO] * self.audio_steps
+        chunk = [ACTION] + [VIDEO] * self.video_tokens + [AUDIO] * self.audio_tokens
         return torch.tensor([TEXT] * self.text_tokens + chunk * self.num_chunks)
 
     @cached_property
@@ -119,8 +147,8 @@ class Layout:
             ),
             dim=-1,
         )
-        audio = torch.zeros(self.audio_steps, 3)
-        audio[:, 0] = (torch.arange(self.audio_steps) + 0.5) * self.chunk_s / self.audio_steps
+        audio = torch.zeros(self.audio_tokens, 3)
+        audio[:, 0] = (torch.arange(self.audio_tokens) + 0.5) * self.chunk_s / self.audio_tokens
         chunk = torch.cat([torch.zeros(1, 3), rearrange(video, "t r c p -> (t r c) p"), audio])
         chunks = chunk.repeat(self.num_chunks, 1)
         chunks[:, 0] += torch.arange(self.num_chunks).repeat_interleave(self.tokens_per_chunk) * self.chunk_s
@@ -166,10 +194,12 @@ class Layout:
         )
 
     def pack_audio(self, latents_BTC: Tensor) -> Tensor:
-        return rearrange(latents_BTC, "b (k t) d -> b k t d", k=self.num_chunks)
+        """[B, T, C] -> tokens [B, chunks, audio tokens, patch * C]."""
+        return rearrange(latents_BTC, "b (k t p) d -> b k t (p d)", k=self.num_chunks, p=self.audio_patch)
 
     def unpack_audio(self, tokens_BKNC: Tensor) -> Tensor:
-        return rearrange(tokens_BKNC, "b k t d -> b (k t) d")
+        """Inverse of pack_audio."""
+        return rearrange(tokens_BKNC, "b k t (p d) -> b (k t p) d", p=self.audio_patch)
 
     def chunk_valid(self, valid_BT: Tensor) -> Tensor:
         """[B, T] validity of latent steps -> [B, chunks]: a chunk counts when all its steps are real."""

@@ -22,8 +22,8 @@ from worldmodel.randomness import keyed_generator
 
 @dataclass(frozen=True)
 class Chunk:
-    """Latents of one chunk: video [B, V, patch*C], audio [B, T, C]; which sessions have each; actions that
-    led into it."""
+    """Tokens of one chunk: video [B, V, patch*C], audio [B, T, patch*C]; which sessions have each; actions
+    that led into it."""
 
     video_BVC: Tensor
     audio_BTC: Tensor
@@ -110,13 +110,11 @@ class Sampler:
         """Denoises the next chunk from noise by Euler steps and takes it into the history."""
         index, num = self.cache.num_chunks, len(self.seeds)
         layout, ones = self.layout, torch.ones(num, dtype=torch.bool, device=self.device)
-        channels = layout.video_channels * layout.patch[0] * layout.patch[1]
-        x = {
-            "video": self._noise("video", index, 0, torch.empty(num, layout.video_tokens, channels)),
-            "audio": self._noise(
-                "audio", index, 0, torch.empty(num, layout.audio_steps, layout.audio_channels)
-            ),
+        like = {
+            "video": torch.empty(num, layout.video_tokens, layout.video_values),
+            "audio": torch.empty(num, layout.audio_tokens, layout.audio_values),
         }
+        x = {modality: self._noise(modality, index, 0, shape) for modality, shape in like.items()}
         chunk = Chunk(x["video"], x["audio"], ones, ones, actions_BA, actions_valid_B)
         times = torch.linspace(1, 0, self.steps + 1, device=self.device)
         for t, following in pairwise(times):

@@ -51,7 +51,7 @@ class Draw:
     def of(self, x_BL: Tensor, modality: str) -> Tensor:
         """The part of a per-token tensor that belongs to one modality, chunk by chunk."""
         _, chunks = split_text(x_BL[..., None], self.layout)
-        _, video, audio = chunks[..., 0].split([1, self.layout.video_tokens, self.layout.audio_steps], dim=2)
+        _, video, audio = chunks[..., 0].split(self.layout.parts, dim=2)
         return video if modality == "video" else audio
 
     def counts(self) -> Tensor:

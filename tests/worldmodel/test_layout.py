@@ -187,3 +187,22 @@ def test_geometry_that_does_not_divide_is_said_with_both_numbers():
         Layout.from_specs(tiny_config(model={"patch": [3, 2]}), VIDEO_SPEC, AUDIO_SPEC)
     with pytest.raises(ValueError, match=r"needs a size that \(8, 8\) divides, got 30x32; nearest: 32x32"):
         Layout.from_specs(tiny_config(data={"size": [30, 32]}), VIDEO_SPEC, AUDIO_SPEC)
+
+
+def test_several_sound_latents_make_one_token_and_come_apart_again():
+    cfg = tiny_config(model={"audio_patch": 2})
+    whole, layout = tiny_layout(tiny_config()), tiny_layout(cfg)
+    assert layout.audio_tokens == whole.audio_tokens // 2
+    assert layout.audio_values == 2 * whole.audio_values
+    latents = torch.randn(2, layout.num_chunks * layout.audio_steps, layout.audio_channels)
+    packed = layout.pack_audio(latents)
+    assert packed.shape == (2, layout.num_chunks, layout.audio_tokens, layout.audio_values)
+    assert torch.equal(layout.unpack_audio(packed), latents)
+    assert torch.equal(packed[0, 0, 0], latents[0, :2].flatten())
+    at = layout.positions_L3[layout.modality_L == AUDIO][0, 0]
+    assert float(at) == pytest.approx(layout.chunk_s / layout.audio_tokens / 2)
+
+
+def test_a_patch_of_sound_that_does_not_divide_the_chunk_is_refused():
+    with pytest.raises(ValueError, match="audio_patch=3 does not divide the 4 audio latents"):
+        tiny_layout(tiny_config(model={"audio_patch": 3}))

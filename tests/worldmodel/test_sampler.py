@@ -21,8 +21,8 @@ CONTEXT_NOISE = 0.2
 ROLLOUT = RolloutConfig(steps=3, context_noise=CONTEXT_NOISE)
 
 
-def build(window: int, sink: int, num_chunks: int) -> tuple[WorldTransformer, Layout]:
-    cfg = tiny_config(model={"window_chunks": window, "sink_chunks": sink})
+def build(window: int, sink: int, num_chunks: int, **model) -> tuple[WorldTransformer, Layout]:
+    cfg = tiny_config(model={"window_chunks": window, "sink_chunks": sink, **model})
     layout = tiny_layout(cfg).of(num_chunks=num_chunks, text=True)
     return open_model(cfg, layout), layout
 
@@ -70,9 +70,11 @@ def assert_cached_as_whole(cache: list[CachedChunk], whole: list, layout: Layout
             assert torch.allclose(v, whole_v[:, :, here], atol=2e-5)
 
 
+@pytest.mark.parametrize("audio_patch", [1, 2])
 @pytest.mark.parametrize("has_audio", [True, False])
-def test_cached_keys_equal_one_forward_over_the_whole_history(has_audio):
-    model, layout = build(window=3, sink=1, num_chunks=4)  # sink + window: the longest trained history
+def test_cached_keys_equal_one_forward_over_the_whole_history(has_audio, audio_patch):
+    # sink + window: the longest trained history
+    model, layout = build(window=3, sink=1, num_chunks=4, audio_patch=audio_patch)
     batch = make_batch(layout, has_audio=has_audio)
     sampler = sampler_of(model, batch.text_BN, [1, 2, 3, 4])
     for chunk in prefix_as_chunks(batch, layout.of(num_chunks=4, text=False)):

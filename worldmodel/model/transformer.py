@@ -96,7 +96,7 @@ class ModalityFeedForward(nn.Module):
         if layout.num_chunks == 0:
             return self.text(x_BLD)
         text, chunks = split_text(x_BLD, layout)
-        parts = chunks.split([1, layout.video_tokens, layout.audio_steps], dim=2)
+        parts = chunks.split(layout.parts, dim=2)
         paths = (self.action, self.video, self.audio)
         # Contiguous rows first: a linear layer over a strided slice multiplies row block by row block.
         out = torch.cat([path(x.contiguous()) for path, x in zip(paths, parts, strict=True)], dim=2)
@@ -152,21 +152,20 @@ class WorldTransformer(nn.Module):
     def __init__(self, cfg: ModelConfig, layout: Layout) -> None:
         super().__init__()
         self.cfg, self.layout = cfg, layout
-        video_in = layout.video_channels * layout.patch[0] * layout.patch[1]
         self.text_in = ByteEmbedding(cfg.width)
         self.action_in = nn.Linear(layout.chunk_frames * layout.action_dim, cfg.width)
-        self.video_in = nn.Linear(video_in, cfg.width)
-        self.audio_in = nn.Linear(layout.audio_channels, cfg.width)
+        self.video_in = nn.Linear(layout.video_values, cfg.width)
+        self.audio_in = nn.Linear(layout.audio_values, cfg.width)
         # With a window of one chunk nothing may be seen of the chunk before.
         has_stem = cfg.causal_stem and cfg.window_chunks > 1
-        self.stem = CausalStem(video_in, layout.audio_channels, cfg.width) if has_stem else None
+        self.stem = CausalStem(layout.video_values, layout.audio_values, cfg.width) if has_stem else None
         self.kind = nn.Embedding(len(MODALITIES), cfg.width)
         self.absent_action = nn.Embedding(1, cfg.width)
         self.levels = LevelEmbedding(cfg.width)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
         self.final_modulation = Modulation(cfg.width, 2)
-        self.video_out = nn.Linear(cfg.width, video_in)
-        self.audio_out = nn.Linear(cfg.width, layout.audio_channels)
+        self.video_out = nn.Linear(cfg.width, layout.video_values)
+        self.audio_out = nn.Linear(cfg.width, layout.audio_values)
         self.initialise()
 
     def initialise(self) -> None:
@@ -245,7 +244,7 @@ class WorldTransformer(nn.Module):
             out["cache"] = cache
         shift, scale = self.final_modulation(level_BKD, select_BLK)
         _, chunks = split_text(torch.addcmul(shift, _norm(x_BLD), 1 + scale), layout)
-        _, video, audio = chunks.split([1, layout.video_tokens, layout.audio_steps], dim=2)
+        _, video, audio = chunks.split(layout.parts, dim=2)
         out["video"] = self.video_out(video.contiguous()).float()
         out["audio"] = self.audio_out(audio.contiguous()).float()
         return out
@@ -254,8 +253,8 @@ class WorldTransformer(nn.Module):
         """What the tokens of each chunk show of the data, for the chunk after it."""
         _, level = split_text(level_BK.gather(1, level_of_BL)[..., None], layout)
         _, valid = split_text(tokens.valid_BL[..., None], layout)
-        parts = [1, layout.video_tokens, layout.audio_steps]
-        (_, video_t, audio_t), (_, has_video, has_audio) = level.split(parts, 2), valid.split(parts, 2)
+        _, video_t, audio_t = level.split(layout.parts, 2)
+        _, has_video, has_audio = valid.split(layout.parts, 2)
         return Estimate.of(tokens.video_BNVC, video_t, has_video, tokens.audio_BNTC, audio_t, has_audio)
 
     def encode_text(self, text_BN: Tensor, valid_BL: Tensor) -> list[KeyValue]:
