@@ -37,8 +37,8 @@ class DataConfig(Part):
 class CodecConfig(Part):
     """Names of embedded codecs, or folders with codec.json."""
 
-    video: str = "pca-4x8x8-48"
-    audio: str = "logmel-64"
+    video: str = "patchconv-4x8x8-48"
+    audio: str = "spectral-32"
 
 
 class ModelConfig(Part):
