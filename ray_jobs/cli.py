@@ -210,8 +210,8 @@ def tokenizer_measure(
 
 @tokenizer_app.command("eval")
 def tokenizer_eval(
-    video: str = "pca-4x8x8-48",
-    audio: str = "logmel-64",
+    video: str = "patchconv-4x8x8-48",
+    audio: str = "spectral-32",
     media: Annotated[str | None, typer.Option(help="folder of real clips")] = None,
     sentences: Annotated[int, typer.Option(help="synthetic sentences for the word error rate")] = 60,
     seed: int = 0,

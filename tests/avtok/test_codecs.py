@@ -29,7 +29,7 @@ def video_codec() -> PcaVideoCodec:
 
 
 def test_shipped_codecs_have_the_geometry_that_the_model_is_built_for(video_codec, episode):
-    assert shipped_codecs() == ["logmel-64", "pca-4x8x8-48"]
+    assert shipped_codecs() == ["logmel-64", "patchconv-4x8x8-48", "pca-4x8x8-48", "spectral-32"]
     video, audio = codec_spec("pca-4x8x8-48"), codec_spec("logmel-64")
     assert (
         video.latent_shape(8, (64, 64))
@@ -105,7 +105,7 @@ def test_too_few_patches_to_fit_are_refused():
 
 
 def test_an_unknown_codec_is_told_what_exists(tmp_path):
-    with pytest.raises(ValueError, match="logmel-64, pca-4x8x8-48"):
+    with pytest.raises(ValueError, match="logmel-64, patchconv-4x8x8-48, pca-4x8x8-48"):
         codec_spec("pca-4x8x8-64")
     for text in ("{", "{}", json.dumps({"kind": "log_mel", "name": "x"})):
         (tmp_path / "codec.json").write_text(text)

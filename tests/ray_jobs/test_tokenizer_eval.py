@@ -9,8 +9,9 @@ from ray_jobs.tokenizer_eval import evaluate_codecs
 
 def test_the_shipped_codecs_are_measured_without_real_clips():
     pytest.importorskip("pocketsphinx", reason="the extra worldmodel[speech] is not installed")
-    figures = evaluate_codecs("pca-4x8x8-48", "logmel-64", sentences=8, seed=3)
-    assert figures["video_psnr_db_bounce"] > 29
+    figures = evaluate_codecs("patchconv-4x8x8-48", "spectral-32", sentences=8, renders=6, seed=3)
+    assert figures["video_psnr_db_bounce"] > 30
+    assert figures["psnr_at_noise_02"] < figures["video_psnr_db_bounce"]
     assert figures["onset_error_ms"] < 2
     assert figures["wer_after"] < 0.3
     low, high = figures["wer_after_ci"]
