@@ -66,6 +66,8 @@ def run(smoke: bool) -> Measured:
                 "startup_s": startup_s,
                 "peak_gb": memory.peak_bytes / GB,
                 "position_error_025s_over_frozen": summary["position_error_025s_over_frozen"],
+                "onset_f1_gain_ci_low": raw["checks"].get("onset_f1_gain_ci_low"),
+                "episodes": raw["checks"].get("episodes"),
             },
             raw=raw,
             n=1,

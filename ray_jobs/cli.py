@@ -42,7 +42,7 @@ Address = Annotated[
 def demo(
     out: Annotated[Path, typer.Option(help="run folder")] = Path("runs/demo"),
     world: Annotated[str, typer.Option(help="embedded world")] = "bounce_one",
-    clips: Annotated[int, typer.Option(help="clips to render")] = 320,
+    clips: Annotated[int, typer.Option(help="clips to render")] = 640,
     overrides: Set = None,
     address: Address = None,
     as_json: Json = False,

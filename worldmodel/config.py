@@ -140,6 +140,9 @@ class TrainConfig(Part):
     precision: Literal["bf16", "fp32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1, description="CPU threads of one worker")
+    gather: Literal["block", "step"] = Field(
+        default="block", description="ZeRO-3 gathers weights block by block, or all once a step if they fit"
+    )
     checkpoint_every: int = Field(default=100, ge=1)
     evaluate_every: int = Field(default=250, ge=1)
     evaluate_clips: int = Field(default=32, ge=0)

@@ -58,9 +58,9 @@ def write_other_model(folder: Path) -> None:
     write_checkpoint(folder, PlainEngine(cfg, tiny_layout(cfg)), 1, {})
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Runs both engines once: folder, plain rows, and what each rank reports."""
+@pytest.fixture(scope="module", params=["block", "step"])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Runs both engines once each way of gathering: folder, plain rows, and what each rank reports."""
     folder = tmp_path_factory.mktemp("engines")
     rows = plain_run(folder)
     write_other_model(folder / "other")
@@ -74,7 +74,15 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "OMP_NUM_THREADS": "1",
         }
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tokenizers"), env.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "tests.worldmodel.zero_ranks", str(rank), "2", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.worldmodel.zero_ranks",
+            str(rank),
+            "2",
+            str(folder),
+            request.param,
+        ]
         log = (folder / f"rank-{rank}.log").open("w")
         ranks.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT))
     try:

@@ -1,4 +1,5 @@
-"""One rank of ZeroEngine for test_engines: `python -m tests.worldmodel.zero_ranks RANK WORLD_SIZE FOLDER`.
+"""One rank of ZeroEngine for test_engines: `python -m tests.worldmodel.zero_ranks RANK WORLD_SIZE FOLDER
+GATHER`.
 
 Trains and writes FOLDER/two; then loads FOLDER/one (of one process), writes it again as FOLDER/two_from_one
 and goes on from there.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -24,8 +26,8 @@ from worldmodel.train.optim import ema_decay
 STEPS, COMMIT_AT = 10, 8
 
 
-def parity_config(precision: str = "fp32") -> RunConfig:
-    return tiny_config(train={"steps": STEPS, "workers": 2, "precision": precision})
+def parity_config(precision: str = "fp32", gather: str = "block") -> RunConfig:
+    return tiny_config(train={"steps": STEPS, "workers": 2, "precision": precision, "gather": gather})
 
 
 class GatheredReference:
@@ -41,7 +43,10 @@ class GatheredReference:
         import deepspeed  # heavy, and only real ranks need it
 
         named = dict(module.named_parameters())
-        with deepspeed.zero.GatheredParameters(list(named.values())):
+        are_whole = all(p.ds_status.name == "AVAILABLE" for p in named.values())  # pyright: ignore
+        # Leaving the context would take them apart, and the next forward would not run on what was kept.
+        context = nullcontext() if are_whole else deepspeed.zero.GatheredParameters(list(named.values()))
+        with context:
             whole = {n: p.detach().float().clone() for n, p in named.items() if n.startswith(prefix)}
         return {name.removeprefix(prefix): value for name, value in whole.items()}
 
@@ -60,8 +65,8 @@ class GatheredReference:
         }
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
-    cfg = parity_config()
+def main(rank: int, world_size: int, folder: Path, gather: str) -> None:
+    cfg = parity_config(gather=gather)
     layout = tiny_layout(cfg)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
@@ -90,7 +95,7 @@ def main(rank: int, world_size: int, folder: Path) -> None:
 
     # A fresh engine: whatever loading forgets to refresh still holds the initial weights. In bf16 the weights
     # that run and the master that is stored are different tensors.
-    cfg = parity_config("bf16")
+    cfg = parity_config("bf16", gather)
     engine = ZeroEngine(cfg, layout, micro_batches=cfg.train.micro_batches // world_size)
     step = load_checkpoint(folder / "one", engine)
     commit("two_from_one", step)
@@ -108,4 +113,4 @@ def main(rank: int, world_size: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

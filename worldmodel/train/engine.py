@@ -27,6 +27,7 @@ from worldmodel.layout import Layout
 from worldmodel.model.transformer import Block, SelfFlowStudent, WorldTransformer
 from worldmodel.train.ema import ShardEma
 from worldmodel.train.optim import build_optimizer
+from worldmodel.train.whole import Place, WholeParameters
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema")
 TEACHER_PREFIX = "transformer."
@@ -193,7 +194,28 @@ class ZeroEngine:
         self.student = self.engine
         self.average = ShardEma(self.engine, self.teacher_engine, prefix=TEACHER_PREFIX)
         self.micro_batches = micro_batches
+        self.whole_student: WholeParameters | None = None
+        self.whole_teacher: WholeParameters | None = None
+        if cfg.train.gather == "step":
+            places, prefix = self._places(), len(TEACHER_PREFIX)
+            theirs = dict(self.teacher_engine.module.named_parameters())
+            teachers = [
+                Place(theirs[name[prefix:]], place.group, place.offset, place.length)
+                for name, place in places.items()
+                if name.startswith(TEACHER_PREFIX)
+            ]
+            flats = self.optimizer.fp16_partitioned_groups_flat
+            self.whole_student = WholeParameters(list(places.values()), flats)
+            self.whole_teacher = WholeParameters(teachers, self.average.shards)
         self._start_from_fp32(build_student(cfg, layout))
+
+    def _places(self) -> dict[str, Place]:
+        """Of the student's parameters by name; the teacher's shards line up with them."""
+        found = {}
+        for name, parameter in self.engine.module.named_parameters():
+            group, offset, length = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
+            found[name] = Place(parameter, group, offset, length)
+        return found
 
     @torch.no_grad()
     def _start_from_fp32(self, initial: SelfFlowStudent) -> None:
@@ -223,10 +245,14 @@ class ZeroEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
+        if self.whole_student is not None:
+            self.whole_student.refresh()
         return float(self.engine.get_global_grad_norm() or 0.0)
 
     def update_ema(self, decay: float) -> None:
         self.average.update(decay)
+        if self.whole_teacher is not None:
+            self.whole_teacher.refresh()
 
     def all_reduce(self, vector: Tensor) -> Tensor:
         dist.all_reduce(vector)
@@ -256,6 +282,9 @@ class ZeroEngine:
                 optimizer.fp16_partitioned_groups_flat[group].data.copy_(master.data)
             optimizer._unflatten_partitioned_parameters(group)
         self.average.publish()
+        for whole in (self.whole_student, self.whole_teacher):
+            if whole is not None:
+                whole.refresh()
 
 
 def _adam_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Tensor]:
@@ -286,6 +315,8 @@ def _settings(cfg: RunConfig, micro_batches: int) -> dict[str, Any]:
             "stage3_prefetch_bucket_size": 0,
             "overlap_comm": False,
             "contiguous_gradients": True,
+            # Its own linear layer saves no memory where blocks are gathered whole, and costs Python a call.
+            "memory_efficient_linear": False,
             "reduce_bucket_size": 5_000_000,
         },
     }
