@@ -40,28 +40,41 @@ Address = Annotated[
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="run folder")] = Path("runs/demo"),
-    world: Annotated[str, typer.Option(help="embedded world")] = "bounce_one",
-    clips: Annotated[int, typer.Option(help="clips to render")] = 640,
+    out: Annotated[Path | None, typer.Option(help="run folder; default: runs/demo")] = None,
+    world: Annotated[str | None, typer.Option(help="embedded world; default: bounce_one")] = None,
+    clips: Annotated[int | None, typer.Option(help="clips to render; default: 640")] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="no training: the shipped model, within a minute")
+    ] = False,
     overrides: Set = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
     """The whole job on the embedded world: render, index, stream, train, roll out, check, report."""
-    from ray_jobs.demo import run_demo
+    from ray_jobs import demo, demo_pretrained
     from ray_jobs.progress import ProgressDisplay
 
-    out = out.resolve()
     with ProgressDisplay() as display:
-        result = run_demo(
-            out=out,
-            world=world,
-            clips=clips,
-            overrides=overrides or [],
-            command=_command(),
-            say=display,
-            address=address,
-        )
+        if pretrained:
+            if overrides:
+                raise UserError("--set: nothing is trained with --pretrained; leave one of them out")
+            result = demo_pretrained.run_pretrained(
+                out=(out or Path("runs/demo-pretrained")).resolve(),
+                world=world or demo_pretrained.WORLD,
+                clips=demo_pretrained.CLIPS if clips is None else clips,
+                say=display,
+                address=address,
+            )
+        else:
+            result = demo.run_demo(
+                out=(out or Path("runs/demo")).resolve(),
+                world=world or "bounce_one",
+                clips=640 if clips is None else clips,
+                overrides=overrides or [],
+                command=_command(),
+                say=display,
+                address=address,
+            )
     summary = {
         "run": str(result.run),
         "report": str(result.report),

@@ -18,6 +18,7 @@ import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--world", action="append", help=f"NAME:CLIPS, as often as needed; {WORLDS}")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop and commit after this long")
+    parser.add_argument(
+        "--until", type=int, default=10**9, metavar="STEP", help="stop and commit at this step"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--held-out", type=int, default=64, help="clips for the loss on unseen ones")
     parser.add_argument(
@@ -73,7 +77,7 @@ def main() -> None:
         workers=given.threads,
         first=HELD_OUT_SEED,
     )
-    train_world(cfg, clips, held_out, given.out, minutes=given.minutes)
+    train_world(cfg, clips, held_out, given.out, minutes=given.minutes, until=given.until)
     if given.check:
         seeds = range(2 * HELD_OUT_SEED, 2 * HELD_OUT_SEED + given.check)
         say({"checks": check_export(given.out, cfg, worlds[0][0], seeds)})
@@ -115,14 +119,20 @@ def _make(cfg: RunConfig, task: tuple[str, range]) -> WorldClips:
 
 
 def train_world(
-    cfg: RunConfig, clips: WorldClips, held_out: WorldClips, out: Path, *, minutes: float = float("inf")
+    cfg: RunConfig,
+    clips: WorldClips,
+    held_out: WorldClips,
+    out: Path,
+    *,
+    minutes: float = float("inf"),
+    until: int = 10**9,
 ) -> Outcome:
     """Trains from the last checkpoint of `out`; exports the average at each one."""
     layout = Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
     engine = PlainEngine(cfg, layout)
     last = out / CHECKPOINT
     start = load_checkpoint(last, engine) if last.is_dir() else 0
-    spent = read_spent(out)
+    spent, steps = read_spent(out), count(start)
     began = time.monotonic()
     log = (out / "log.jsonl").open("a", encoding="utf-8")
 
@@ -145,7 +155,8 @@ def train_world(
     hooks = Hooks(
         commit=commit,
         on_row=on_row,
-        should_stop=lambda: time.monotonic() - began > 60 * minutes,
+        # Asked once before each step.
+        should_stop=lambda: next(steps) >= until or time.monotonic() - began > 60 * minutes,
         evaluation=lambda: held_out.batches(cfg, num_clips=cfg.train.evaluate_clips),
     )
     try:

@@ -74,13 +74,28 @@ def test_the_demo_renders_trains_rolls_out_checks_and_reports(first, out):
     assert Path(first.said["run"]) == out
     assert 0 < first.said["startup_s"] < first.said["wall_s"]
     assert first.said["position_error_025s_over_frozen"] > 0
-    assert Path(first.said["report"]).read_text().count("<video") >= 1
     assert len(list((out / "clips").glob("*.mp4"))) == CLIPS
     found = json.loads((out / "accounting.json").read_text())
     assert found["planned"] + found["held_out"] == CLIPS
     rows = json.loads((out / "rollouts" / "rollouts.json").read_text())
     assert len(rows) == min(SETTINGS["rollout.clips"], found["held_out"])
-    assert json.loads((out / "checks.json").read_text())["checks"]["position_error"]["value"] > 0
+    checks = json.loads((out / "checks.json").read_text())["checks"]
+    assert checks["position_error"]["value"] > 0
+    assert {"energy_drift", "sound_identity"} <= checks.keys()
+
+
+def test_the_report_shows_before_training_after_and_truth(first, out):
+    shown, *others = json.loads((out / "rollouts" / "rollouts.json").read_text())
+    assert not any("beside" in row for row in others)
+    clips = [
+        out / "rollouts" / name for name in (shown["beside"]["untrained"], shown["rollout"], shown["truth"])
+    ]
+    assert len({clip.read_bytes() for clip in clips}) == 3
+    html = Path(first.said["report"]).read_text()
+    assert html.count("<video") == 3
+    titles = [html.find(f"<figcaption>{title}") for title in ("Before training", "After training", "Truth")]
+    assert -1 not in titles
+    assert titles == sorted(titles)
 
 
 def test_progress_is_said_on_standard_error_stage_by_stage(first):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.worldmodel.synthetic import stream_of, tiny_config, tiny_layout
+from tests.worldmodel.synthetic import make_batch, stream_of, tiny_config, tiny_layout
 from tests.worldmodel.zero_ranks import COMMIT_AT, STEPS, parity_config
 from worldmodel.train.checkpoint import (
     CheckpointMismatch,
@@ -44,7 +44,8 @@ def plain_run(folder: Path) -> list[dict[str, float]]:
     )
     (folder / "one").mkdir()
     train(engine, stream_of(layout), cfg, layout, start_step=0, hooks=hooks)
-    hooks = Hooks(commit=lambda step: None, on_row=rows.append)
+    held_out = [make_batch(layout, number=100 + rank) for rank in range(2)]
+    hooks = Hooks(commit=lambda step: None, on_row=rows.append, evaluation=lambda: held_out)
     cfg = parity_config("bf16")
     engine = PlainEngine(cfg, layout)
     load_checkpoint(folder / "one", engine)
@@ -150,8 +151,11 @@ def test_a_checkpoint_resliced_from_one_to_two_and_back_keeps_every_byte(both, t
 
 def test_two_ranks_go_on_in_bf16_from_the_checkpoint_of_one(both):
     zero, plain = both["zero"][0]["resumed"], both["plain"][COMMIT_AT:]
-    for key in ("loss", "align_video", "align_audio"):  # alignment shows whether the teacher was loaded too
-        assert [row[key] for row in zero] == pytest.approx([row[key] for row in plain], rel=1e-2)
+    # Alignment shows whether the teacher was loaded too, evaluation whether all of it runs.
+    for key in ("loss", "align_video", "align_audio", "eval_video", "eval_audio_history"):
+        ours, theirs = ([row[key] for row in rows if key in row] for rows in (zero, plain))
+        assert len(ours) == len(theirs) == STEPS - COMMIT_AT
+        assert ours == pytest.approx(theirs, rel=1e-2)
 
 
 def test_a_checkpoint_of_another_model_names_the_parameter(both):

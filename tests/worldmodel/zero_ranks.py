@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.worldmodel.synthetic import stream_of, tiny_config, tiny_layout
+from tests.worldmodel.synthetic import make_batch, stream_of, tiny_config, tiny_layout
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
 from worldmodel.train.checkpoint import CheckpointMismatch, load_checkpoint, write_checkpoint
@@ -27,7 +27,8 @@ STEPS, COMMIT_AT = 10, 8
 
 
 def parity_config(precision: str = "fp32", gather: str = "block") -> RunConfig:
-    return tiny_config(train={"steps": STEPS, "workers": 2, "precision": precision, "gather": gather})
+    train = {"steps": STEPS, "workers": 2, "precision": precision, "gather": gather, "evaluate_every": 1}
+    return tiny_config(train=train)
 
 
 class GatheredReference:
@@ -100,7 +101,9 @@ def main(rank: int, world_size: int, folder: Path, gather: str) -> None:
     step = load_checkpoint(folder / "one", engine)
     commit("two_from_one", step)
     resumed: list[dict[str, float]] = []
-    hooks = Hooks(commit=lambda step: None, on_row=resumed.append)
+    # The teacher runs whole in evaluation and to its layer in training, in turn.
+    held_out = [make_batch(layout, number=100 + rank)]
+    hooks = Hooks(commit=lambda step: None, on_row=resumed.append, evaluation=lambda: held_out)
     stream = stream_of(layout, rank=rank, world_size=world_size, start=step)
     train(engine, stream, cfg, layout, start_step=step, hooks=hooks)
     try:

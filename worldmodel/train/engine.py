@@ -205,6 +205,9 @@ class ZeroEngine:
                 if name.startswith(TEACHER_PREFIX)
             ]
             flats = self.optimizer.fp16_partitioned_groups_flat
+            # What these hooks gather and release stays whole; they also trip over the teacher's two lengths.
+            self.optimizer.parameter_offload._remove_module_hooks()
+            self.teacher_engine.optimizer._remove_module_hooks()
             self.whole_student = WholeParameters(list(places.values()), flats)
             self.whole_teacher = WholeParameters(teachers, self.average.shards)
         self._start_from_fp32(build_student(cfg, layout))
