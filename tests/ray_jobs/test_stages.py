@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from avtok.decode import decode_clip
-from avtok.load import load_codec
+from avtok.load import codec_spec, load_codec
 from ray_jobs.dataset import held_out_batches
 from ray_jobs.errors import UserError
 from ray_jobs.index import index_sources
@@ -37,12 +37,13 @@ def test_latents_are_those_of_the_decoded_cut_with_its_left_context(plan, cfg):
     sample = plan.sample(sample_id)
     assert (sample.start_s, sample.end_s) == (1.0, 2.0)
     cut = {"start_s": 1.0, "end_s": 2.0, "fps": 16, "size": (64, 64), "sample_rate": 16000}
-    clip = decode_clip(sample.uri, **cut, context_samples=750)
+    context = codec_spec(cfg.codec.audio).left_context_units
+    clip = decode_clip(sample.uri, **cut, context_samples=context)
     arrays = encode.encode(sample_id).arrays
     expected_video = load_codec(cfg.codec.video).encode(clip.video_THWC)
-    expected_audio = load_codec(cfg.codec.audio).encode(clip.audio_N, context_samples=750)
+    expected_audio = load_codec(cfg.codec.audio).encode(clip.audio_N, context_samples=context)
     assert arrays["video"].shape == (4, 8, 8, 48)
-    assert arrays["audio"].shape == (64, 64)
+    assert arrays["audio"].shape == (64, 32)
     assert np.array_equal(arrays["video"], expected_video.numpy().astype(np.float16))
     assert np.array_equal(arrays["audio"], expected_audio.numpy().astype(np.float16))
     assert arrays["video_valid"].all()
@@ -122,7 +123,7 @@ def test_latent_batch_has_fixed_shapes_float32_and_times_in_seconds(plan, cfg):
     assert (empty.epoch, empty.batch_id, empty.reasons) == (-1, -1, {})
     for batch in (full, empty):
         assert batch.video.latents.shape == (4, 4, 8, 8, 48)
-        assert batch.audio.latents.shape == (4, 64, 64)
+        assert batch.audio.latents.shape == (4, 64, 32)
         assert batch.text_BN.shape == (4, 24)
         assert batch.actions_BFA.shape == (4, 16, 4)
         assert batch.video.latents.dtype == batch.audio.latents.dtype == torch.float32
