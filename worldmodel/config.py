@@ -156,6 +156,7 @@ class RolloutConfig(Part):
     prefix_s: float = Field(default=1.0, gt=0)
     seconds: float = Field(default=1.0, gt=0, description="length of the continuation")
     steps: int = Field(default=8, ge=1, description="ODE steps a chunk")
+    sound_lag: int = Field(default=0, ge=0, description="ODE steps by which sound follows the picture")
     context_noise: float = Field(default=0.05, ge=0, le=1)
     actors: int = Field(default=2, ge=1)
     sessions_per_actor: int = Field(default=16, ge=1)

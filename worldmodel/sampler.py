@@ -84,8 +84,11 @@ class Sampler:
         context_noise: float,
         text_BN: Tensor,
         seeds: list[int],
+        sound_lag: int = 0,
     ) -> None:
+        """sound_lag: ODE steps by which sound follows the picture, so that it is made from what is seen."""
         self.model, self.prediction, self.steps, self.context_noise = model, prediction, steps, context_noise
+        self.sound_lag = sound_lag
         self.layout = model.layout.of(num_chunks=1, text=False)
         self.seeds, self.device = seeds, text_BN.device
         self.cache = WindowCache(window_chunks=model.cfg.window_chunks, sink_chunks=model.cfg.sink_chunks)
@@ -100,9 +103,9 @@ class Sampler:
             "video": add_noise(chunk.video_BVC, self._noise("context.video", index, 0, chunk.video_BVC), t),
             "audio": add_noise(chunk.audio_BTC, self._noise("context.audio", index, 0, chunk.audio_BTC), t),
         }
-        out, tokens = self._forward(chunk, noisy, t, keep_cache=True)
+        out, tokens = self._forward(chunk, noisy, (t, t), keep_cache=True)
         self.cache.add(CachedChunk(out["cache"], tokens.valid_BL))
-        level_BK, level_of_BL = self._levels(t)
+        level_BK, level_of_BL = self._levels((t, t))
         self.cache.before = self.model.estimate(tokens, level_BK, level_of_BL, layout=self.layout)
 
     @torch.no_grad()
@@ -116,19 +119,32 @@ class Sampler:
         }
         x = {modality: self._noise(modality, index, 0, shape) for modality, shape in like.items()}
         chunk = Chunk(x["video"], x["audio"], ones, ones, actions_BA, actions_valid_B)
-        times = torch.linspace(1, 0, self.steps + 1, device=self.device)
-        for t, following in pairwise(times):
-            out, _ = self._forward(chunk, x, t)
-            for modality in x:
+        for now, following in pairwise(self._schedule()):
+            out, _ = self._forward(chunk, x, (now[0], now[1]))
+            for index_of, modality in enumerate(x):
+                t, after = now[index_of], following[index_of]
                 v = predicted_velocity(out[modality][:, 0], x[modality], t, self.prediction)
-                x[modality] = x[modality] + (following - t) * v
+                x[modality] = x[modality] + (after - t) * v
         chunk = Chunk(x["video"], x["audio"], ones, ones, actions_BA, actions_valid_B)
         self.append(chunk)
         return chunk
 
+    def _schedule(self) -> Tensor:
+        """Levels [steps + lag + 1, 2] of picture and sound, both from 1 to 0 in equal steps."""
+        falling = torch.linspace(1, 0, self.steps + 1, device=self.device)
+        picture = torch.cat([falling, falling.new_zeros(self.sound_lag)])
+        sound = torch.cat([falling.new_ones(self.sound_lag), falling])
+        return torch.stack([picture, sound], dim=1)
+
     def _forward(
-        self, chunk: Chunk, noisy: dict[str, Tensor], t: Tensor, *, keep_cache: bool = False
+        self,
+        chunk: Chunk,
+        noisy: dict[str, Tensor],
+        t: tuple[Tensor, Tensor],
+        *,
+        keep_cache: bool = False,
     ) -> tuple[dict, Tokens]:
+        """t of picture and of sound."""
         layout, num = self.layout, len(self.seeds)
         valid_BL = torch.ones(num, layout.length, dtype=torch.bool, device=self.device)
         kind = layout.modality_L.to(self.device)
@@ -159,11 +175,10 @@ class Sampler:
         )
         return out, tokens
 
-    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """One noise level for picture and sound; text and actions are clean."""
+    def _levels(self, t: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The table of noise levels: picture, picture, sound, sound, and clean text and actions."""
         num, layout = len(self.seeds), self.layout
-        level_BK = t.expand(num, layout.num_levels).clone()
-        level_BK[:, -1] = 0.0
+        level_BK = torch.stack([t[0], t[0], t[1], t[1], torch.zeros_like(t[0])]).expand(num, -1)
         return level_BK, layout.level_slot_L.to(self.device).expand(num, -1)
 
     def _past(self) -> tuple[list[KeyValue], Tensor, Tensor, int]:

@@ -51,6 +51,7 @@ class RolloutSessions:
             self.model,
             prediction=self.prediction,
             steps=self.cfg.steps,
+            sound_lag=self.cfg.sound_lag,
             context_noise=self.cfg.context_noise,
             text_BN=prefix.text_BN,
             seeds=seeds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,7 +125,7 @@ def test_a_late_chunk_equals_an_early_one_given_equal_cache_contents(far):
     late.cache.before = early.cache.before
     early.cache.num_chunks, late.cache.num_chunks = 50, far
     noise = {"video": torch.randn_like(chunks[0].video_BVC), "audio": torch.randn_like(chunks[0].audio_BTC)}
-    outputs = [s._forward(chunks[0], noise, torch.tensor(0.7))[0] for s in (early, late)]
+    outputs = [s._forward(chunks[0], noise, (torch.tensor(0.7),) * 2)[0] for s in (early, late)]
     assert torch.equal(outputs[0]["video"], outputs[1]["video"])
     assert torch.equal(outputs[0]["audio"], outputs[1]["audio"])
     first, second = early.generate(*no_actions(early)), late.generate(*no_actions(late))
@@ -240,7 +241,7 @@ def test_one_euler_step_from_noise_lands_on_the_models_guess_of_the_data():
     }
     ones = torch.ones(4, dtype=torch.bool)
     start = Chunk(noise["video"], noise["audio"], ones, ones, actions, valid)
-    out, _ = sampler._forward(start, noise, torch.tensor(1.0))
+    out, _ = sampler._forward(start, noise, (torch.tensor(1.0),) * 2)
     chunk = sampler.generate(actions, valid)
     assert torch.allclose(chunk.video_BVC, out["video"][:, 0], atol=1e-5)
     assert torch.allclose(chunk.audio_BTC, out["audio"][:, 0], atol=1e-5)
@@ -265,3 +266,27 @@ def test_a_prefix_that_does_not_fit_is_said():
             sessions.reset(make_batch(layout), prefix_chunks=prefix_chunks, seeds=[1, 2, 3, 4])
     with pytest.raises(ValueError, match="4 sessions need as many seeds, got 2"):
         sessions.reset(make_batch(layout), prefix_chunks=2, seeds=[1, 2])
+
+
+def test_sound_that_follows_the_picture_is_made_from_a_cleaner_one():
+    model, layout = build(window=3, sink=1, num_chunks=4)
+    batch = make_batch(layout)
+    first = prefix_as_chunks(batch, layout.of(num_chunks=4, text=False))[0]
+    seen: dict[int, list[tuple[float, float]]] = {}
+    for lag in (0, 2):
+        sampler = sampler_of(model, batch.text_BN, [1, 2, 3, 4], sound_lag=lag)
+        sampler.append(first)
+        levels = seen.setdefault(lag, [])
+        forward = sampler._forward
+
+        def spy(chunk, noisy, t, forward=forward, levels=levels, **options):
+            levels.append((float(t[0]), float(t[1])))
+            return forward(chunk, noisy, t, **options)
+
+        sampler._forward = spy
+        sampler.generate(*no_actions(sampler))
+    thirds = [1.0, 2 / 3, 1 / 3]
+    context = [(CONTEXT_NOISE, CONTEXT_NOISE)]
+    assert np.allclose(seen[0], [(t, t) for t in thirds] + context)
+    lagging = [(1.0, 1.0), (2 / 3, 1.0), (1 / 3, 1.0), (0.0, 2 / 3), (0.0, 1 / 3)]
+    assert np.allclose(seen[2], lagging + context)
