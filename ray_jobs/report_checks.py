@@ -14,6 +14,11 @@ NAMES = {
         "Distance of the body from its true place, {at_s:g} s after the cut.",
     ),
     "position_error_1s": ("Position, far", "The same after {at_s:g} s, when bounces have happened."),
+    "valid_prediction_time": ("Time it stays right", "Until a body is further off than its radius."),
+    "permanence": (
+        "Hidden things stay",
+        "Bodies that come out again from behind the plate, near their true place.",
+    ),
     "energy_drift": ("Energy", "Motion energy at the end against that of the given part."),
     "contact_sound_lag": ("Bounce to sound", "Median time between a bounce that is seen and its sound."),
     "onset_f1": ("Sounds at the right time", "Sounds against true contacts, matched within 50 ms."),

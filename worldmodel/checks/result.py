@@ -27,6 +27,7 @@ class Scene:
     positions_TB2: np.ndarray
     visible_TB: np.ndarray
     mass_B: np.ndarray
+    radius_B: np.ndarray
     contacts_s: np.ndarray
     materials: tuple[str, ...]
     colors: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ def scene_of(truth: Truth) -> Scene:
         positions_TB2=truth.positions_TK2,
         visible_TB=truth.visible_TK,
         mass_B=truth.mass_K,
+        radius_B=truth.radius_K,
         contacts_s=truth.contact_times_s,
         materials=truth.materials,
         colors=() if truth.world == "bounce_one" else truth.colors,

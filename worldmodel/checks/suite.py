@@ -13,7 +13,7 @@ import numpy as np
 
 from worldmodel.checks.hearing import contact_sound_lag, onset_f1, sound_identity
 from worldmodel.checks.looks import colour_drift_check, freeze, loudness_drift_check
-from worldmodel.checks.motion import energy_drift, position_checks
+from worldmodel.checks.motion import energy_drift, permanence, position_checks
 from worldmodel.checks.result import CheckClip, without_nan
 
 
@@ -42,6 +42,7 @@ def run_checks(
     checks = {
         **position_checks(pairs, num_given, fps, rng),
         "energy_drift": energy_drift(pairs, num_given, fps, rng),
+        "permanence": permanence(pairs, num_given, rng),
         "contact_sound_lag": contact_sound_lag(pairs, prefix_s, fps, sample_rate, rng),
         "onset_f1": onset_f1(pairs, prefix_s, sample_rate, rng),
         "sound_identity": sound_identity(pairs, prefix_s, sample_rate, rng),
