@@ -19,6 +19,7 @@ from worldmodel.layout import Layout
 from worldmodel.model.transformer import WorldTransformer
 
 INDEX_FILE = "model_index.json"
+FACTS_FILE = "facts.json"  # what the model card says, for programs
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -48,6 +49,7 @@ def save_model(
         "run": cfg.model_dump(mode="json"),
     }
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=1))
+    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=1))
     (folder / "README.md").write_text(_model_card(weights, cfg, facts))
 
 

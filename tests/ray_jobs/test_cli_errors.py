@@ -161,7 +161,7 @@ def test_a_storage_that_cannot_be_written_is_one_line(tmp_path, config):
 def test_commands_that_are_given_something_that_is_not_there_say_so(tmp_path):
     model = tmp_path / "model"
     (line,) = complaint("rollout", model, "--prompts", tmp_path, "--out", tmp_path / "out")
-    assert line == f"{model}: not an exported model (no such folder or run)"
+    assert line.startswith(f"{model}: not an exported model (no such folder or run; shipped: ")
     (line,) = complaint("check", tmp_path)
     assert (
         line == f"{tmp_path / 'rollouts.json'}: does not exist; give a folder that `worldmodel rollout` wrote"
