@@ -13,7 +13,7 @@ from avtok.load import load_codec
 from ray_jobs.bench import Measured
 from ray_jobs.export import find_model
 from worldmodel.checks.of_model import check_model
-from worldmodel.export import FACTS_FILE, WEIGHTS, load_model
+from worldmodel.export import FACTS_FILE, WEIGHTS, codecs_of, load_model
 from worldmodel.load_config import dump_config
 
 MODEL, WORLD, EPISODES, SECONDS = "bounce", "bounce", 96, 2.0
@@ -26,7 +26,7 @@ def run(smoke: bool) -> Measured:
     rollout = cfg.rollout.model_copy(update={"seconds": SECONDS})
     cfg = cfg.model_copy(update={"rollout": rollout})
     seeds = range(FIRST_SEED, FIRST_SEED + (4 if smoke else EPISODES))
-    video, audio = (load_codec(str(folder / "codecs" / name)) for name in ("video", "audio"))
+    video, audio = map(load_codec, codecs_of(folder, cfg))
     result = check_model(model, cfg, video, audio, world=WORLD, seeds=seeds)
     checks = result["checks"]
     weights = (folder / "transformer" / WEIGHTS).read_bytes()

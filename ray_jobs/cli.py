@@ -3,19 +3,19 @@ quick."""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated
 
 import typer
 
+from ray_jobs.cli_output import Address, Json, Set, answer, keep_standard_output, short
+from ray_jobs.cli_tokenizer import tokenizer_app
 from ray_jobs.errors import DISK_FULL, UserError, is_disk_full
 from worldmodel.load_config import ConfigError
 
-_answers: TextIO = sys.stdout
 INTERRUPTED = 130  # 128 + SIGINT
 
 app = typer.Typer(
@@ -25,17 +25,8 @@ app = typer.Typer(
     help="Train joint audio-video world models on Ray, continue clips, check that they behave like a world.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Describe data.")
-tokenizer_app = typer.Typer(no_args_is_help=True, help="Make and measure codecs.")
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
-
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="override a setting: a.b=value; may be repeated")
-]
-Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to join; default: RAY_ADDRESS, else a local one")
-]
 
 
 @app.command()
@@ -83,7 +74,7 @@ def demo(
         "startup_s": round(result.startup_s, 1),
         "position_error_025s_over_frozen": result.checks.get("position_error_025s_over_frozen"),
     }
-    _print(summary, as_json, f"report: {result.report}")
+    answer(summary, as_json, f"report: {result.report}")
     _exit_if_stopped(result.status)
 
 
@@ -116,7 +107,7 @@ def render(
             split=split,
             progress=lambda done, total: display("render", {"done": done, "total": total}),
         )
-    _print({"manifest": manifest, "clips": clips}, as_json, f"{clips} clips: {manifest}")
+    answer({"manifest": manifest, "clips": clips}, as_json, f"{clips} clips: {manifest}")
 
 
 @app.command()
@@ -137,7 +128,7 @@ def index(
         )
     lines = [f"{result.kept} clips: {result.manifest}", *result.warnings]
     lines += [f"quarantined: {row['uri']}: {row['reason']}" for row in result.quarantined]
-    _print(
+    answer(
         {
             "manifest": result.manifest,
             "kept": result.kept,
@@ -155,7 +146,7 @@ def data_stats(manifest: str, as_json: Json = False) -> None:
     from ray_jobs.index import describe
 
     facts = describe(manifest)
-    _print(facts, as_json, "\n".join(f"{key}: {value}" for key, value in facts.items()))
+    answer(facts, as_json, "\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 
 @app.command()
@@ -180,61 +171,9 @@ def tokenize(
     _, plan, _ = prepare(cfg, _command())
     with ProgressDisplay() as display:
         counts = fill(cfg, plan, lambda done, total: display("tokenize", {"done": done, "total": total}))
-    _print(
+    answer(
         counts, as_json, ", ".join(f"{k} {len(v) if isinstance(v, list) else v}" for k, v in counts.items())
     )
-
-
-@tokenizer_app.command("train")
-def tokenizer_train(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(help="beside the recipe's: embedded worlds, `speech`, folders or manifests of clips"),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="folder of the codec")] = Path("codec"),
-    recipe: Annotated[Path | None, typer.Option(help="YAML, see configs/codecs/; none: components")] = None,
-    overrides: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Train a codec: components of 4x8x8 patches, or a network for pictures or sound."""
-    from ray_jobs.codec_recipe import CodecRecipe
-    from ray_jobs.progress import ProgressDisplay
-    from ray_jobs.tokenizer_train import train_codec
-    from worldmodel.load_config import load_as
-
-    with ProgressDisplay() as display:
-        facts = train_codec(load_as(CodecRecipe, recipe, overrides), sources or [], out=out, say=display)
-    _print(facts, as_json, f"{facts['codec']}: {facts['sources']} sources")
-
-
-@tokenizer_app.command("measure")
-def tokenizer_measure(
-    folder: Annotated[Path, typer.Argument(help="a diffusers or transformers autoencoder")],
-    fps: int = 16,
-    size: Annotated[int, typer.Option(help="height and width in pixels")] = 64,
-    as_json: Json = False,
-) -> None:
-    """Probe a pretrained autoencoder and write codec.json: then `pretrained:FOLDER` is a codec."""
-    from ray_jobs.tokenizer_measure import measure_folder
-
-    spec = measure_folder(folder, fps=fps, size_px=size)
-    _print(spec, as_json, "\n".join(f"{key}: {_short(value)}" for key, value in spec.items()))
-
-
-@tokenizer_app.command("eval")
-def tokenizer_eval(
-    video: str = "patchconv-4x8x8-48",
-    audio: str = "spectral-32",
-    media: Annotated[str | None, typer.Option(help="folder of real clips")] = None,
-    sentences: Annotated[int, typer.Option(help="synthetic sentences for the word error rate")] = 60,
-    seed: int = 0,
-    as_json: Json = False,
-) -> None:
-    """PSNR, onset error, word error rate before and after, speed."""
-    from ray_jobs.tokenizer_eval import evaluate_codecs
-
-    figures = evaluate_codecs(video, audio, media=media, sentences=sentences, seed=seed)
-    _print(figures, as_json, "\n".join(f"{key}: {_short(value)}" for key, value in figures.items()))
 
 
 @app.command()
@@ -261,7 +200,7 @@ def train(
         connect(address)
         trained, report = train_and_report(cfg, command=_command(), say=display)
     summary = {"run": str(trained.run), "status": trained.status, "step": trained.step, "report": str(report)}
-    _print(summary, as_json, f"report: {report}")
+    answer(summary, as_json, f"report: {report}")
     _exit_if_stopped(trained.status)
 
 
@@ -303,7 +242,7 @@ def rollout(
         )
     picture = write_picture(out, out / "continued.png")
     said = f"{len(rows)} rollouts: {picture or out}"
-    _print({"out": str(out), "picture": str(picture or ""), "rollouts": rows}, as_json, said)
+    answer({"out": str(out), "picture": str(picture or ""), "rollouts": rows}, as_json, said)
 
 
 @app.command()
@@ -320,10 +259,10 @@ def check(
     lines = [
         f"{name}: skipped: {found['skipped']}"
         if "skipped" in found
-        else f"{name}: {_short(found['value'])} {found['unit']} (floor {_short(found['floor'])})"
+        else f"{name}: {short(found['value'])} {found['unit']} (floor {short(found['floor'])})"
         for name, found in checks["checks"].items()
     ]
-    _print(checks, as_json, "\n".join(lines))
+    answer(checks, as_json, "\n".join(lines))
 
 
 @app.command()
@@ -336,7 +275,7 @@ def export(
     from ray_jobs.export import export_run
 
     export_run(run, out)
-    _print({"model": str(out)}, as_json, str(out))
+    answer({"model": str(out)}, as_json, str(out))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -357,7 +296,7 @@ def submit(
         wait=wait,
         on_line=lambda line: typer.echo(line, err=True, nl=False),
     )
-    _print({"job": result.job_id, "status": result.status}, as_json, f"{result.job_id}: {result.status}")
+    answer({"job": result.job_id, "status": result.status}, as_json, f"{result.job_id}: {result.status}")
 
 
 @app.command()
@@ -376,7 +315,7 @@ def doctor(
         f"{'ok  ' if f.ok else 'FAIL'} {f.name}: {f.found}{'' if f.ok else f' -> {f.advice}'}"
         for f in findings
     ]
-    _print([f.__dict__ for f in findings], as_json, "\n".join(lines))
+    answer([f.__dict__ for f in findings], as_json, "\n".join(lines))
     if not all(f.ok for f in findings):
         raise typer.Exit(1)
 
@@ -393,15 +332,13 @@ def bench(
     from ray_jobs.bench import run_benchmark
 
     result = run_benchmark(name, smoke=smoke)
-    _print(result, as_json, "\n".join(f"{key}: {_short(value)}" for key, value in result["figures"].items()))
+    answer(result, as_json, "\n".join(f"{key}: {short(value)}" for key, value in result["figures"].items()))
 
 
 @app.callback()
 def _begin(context: typer.Context) -> None:
-    """Keeps standard output for the answer: Ray prints there when a worker dies, up to the very end."""
-    global _answers
     if not set(context.help_option_names) & set(sys.argv):
-        _answers, sys.stdout = sys.stdout, sys.stderr
+        keep_standard_output()
 
 
 def main() -> None:
@@ -429,14 +366,6 @@ def _complain(lines: list[str]) -> None:
 
 def _command() -> str:
     return shlex.join(["worldmodel", *sys.argv[1:]])
-
-
-def _print(found: Any, as_json: bool, text: str) -> None:
-    typer.echo(json.dumps(found, default=str) if as_json else text, file=_answers)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _exit_if_stopped(status: str) -> None:

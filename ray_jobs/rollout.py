@@ -25,6 +25,7 @@ from ray_jobs.plan import PADDING, Plan, Sample, make_plan
 from ray_jobs.stages import EncodeBatch, to_latent_batch
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RolloutConfig, RunConfig
+from worldmodel.export import codecs_of
 from worldmodel.session import Latents, RolloutSessions
 
 ROLLOUTS_FILE = "rollouts.json"
@@ -76,30 +77,37 @@ def run_rollouts(
         raise UserError(f"{model}: no clip to continue")
     size = rollout.sessions_per_actor
     groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+    shown = prompts[: rollout.show] if beside else []
+    total = len(prompts) + len(beside) * len(shown)
     plan_ref = ray.put(plan)
     # No restart: an actor holds no state that a new call could not make again.
     actor: Any = ray.remote(num_cpus=CPUS_PER_ACTOR)(RolloutActor)
+
+    def gather(jobs: list[tuple[Any, list[Prompt]]], done: int) -> list[dict[str, Any]]:
+        """Rows of (actor, prompts) jobs. An actor without jobs left ends: others may wait for its CPU."""
+        pending = {one.run.remote(group): (one, group) for one, group in jobs}
+        rows: list[dict[str, Any]] = []
+        while pending:
+            (ready,), _ = ray.wait(list(pending), num_returns=1)
+            try:
+                rows += ray.get(ready)
+            except ray.exceptions.RayError as error:
+                raise JobError(
+                    f"{out}: a rollout actor broke: {str(error).splitlines()[-1]}; start it again"
+                ) from None
+            ended, group = pending.pop(ready)
+            done += len(group)
+            if progress:
+                progress(done, total)
+            if all(one != ended for one, _ in pending.values()):
+                ray.kill(ended)
+        return rows
+
     actors = [actor.remote(str(model), plan_ref, rollout, str(out)) for _ in groups[: rollout.actors]]
-    pending = {actors[i % len(actors)].run.remote(group): group for i, group in enumerate(groups)}
-    shown = prompts[: rollout.show]
-    others = [actor.remote(str(path), plan_ref, rollout, str(out), name) for name, path in beside.items()]
-    actors += others
-    pending |= {other.run.remote(shown): shown for other in others if shown}
-    rows: list[dict[str, Any]] = []
-    done, total = 0, len(prompts) + len(beside) * len(shown)
-    while pending:
-        (ready,), _ = ray.wait(list(pending), num_returns=1)
-        try:
-            rows += ray.get(ready)
-        except ray.exceptions.RayError as error:
-            raise JobError(
-                f"{out}: a rollout actor broke: {str(error).splitlines()[-1]}; start it again"
-            ) from None
-        done += len(pending.pop(ready))
-        if progress:
-            progress(done, total)
-    for actor in actors:
-        ray.kill(actor)
+    rows = gather([(actors[i % len(actors)], group) for i, group in enumerate(groups)], 0)
+    if shown:  # only now: a cluster may have CPUs for rollout.actors and no more
+        others = [actor.remote(str(path), plan_ref, rollout, str(out), name) for name, path in beside.items()]
+        rows += gather([(other, shown) for other in others], len(prompts))
     if not rows:
         raise UserError(
             f"{out}: none of {len(prompts)} clips has the prefix of {rollout.prefix_s} s that a rollout needs"
@@ -128,17 +136,15 @@ class RolloutActor:
         self.plan, self.rollout, self.out = plan, rollout, Path(out)
         cfg = self.loaded.cfg
         clip_s = max(cfg.data.clip_s, rollout.prefix_s)
-        codecs = Path(model) / "codecs"
+        video, audio = codecs_of(Path(model), cfg)
         self.cfg = cfg.model_copy(
             update={
                 "data": cfg.data.model_copy(update={"clip_s": clip_s, "cache": ""}),
-                "codec": cfg.codec.model_copy(
-                    update={"video": str(codecs / "video"), "audio": str(codecs / "audio")}
-                ),
+                "codec": cfg.codec.model_copy(update={"video": video, "audio": audio}),
             }
         )
         self.encode = EncodeBatch(plan, self.cfg)
-        self.video, self.audio = (load_codec(str(codecs / m)) for m in ("video", "audio"))
+        self.video, self.audio = load_codec(video), load_codec(audio)
 
     def run(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
         """Rows of rollouts.json; a clip that cannot be read, or is shorter than the prefix, has none."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ray_jobs.errors import UserError
+from worldmodel.worlds.bounce import simulate
+from worldmodel.worlds.settings import world_settings
 
 NUM_CLIPS, CLIP_S = 4, 4.0
 STRIDE = 8  # clips are cut to this many frames, so that every stride in use fits
@@ -28,21 +31,11 @@ def measure_folder(folder: Path, *, fps: int, size_px: int) -> dict[str, Any]:
 
 
 def _pictures(fps: int, size_px: int) -> list[np.ndarray]:
-    from dataclasses import replace
-
-    from worldmodel.worlds.bounce import simulate
-    from worldmodel.worlds.settings import world_settings
-
     settings = replace(world_settings("bounce"), fps=fps, size_px=size_px)
     clips = [simulate(settings, seed=seed, duration_s=CLIP_S).video_THWC for seed in range(NUM_CLIPS)]
     return [clip[: len(clip) // STRIDE * STRIDE] for clip in clips]
 
 
 def _sounds(rate_hz: int) -> list[np.ndarray]:
-    from dataclasses import replace
-
-    from worldmodel.worlds.bounce import simulate
-    from worldmodel.worlds.settings import world_settings
-
     settings = replace(world_settings("bounce"), sample_rate=rate_hz)
     return [simulate(settings, seed=seed, duration_s=CLIP_S).audio_N for seed in range(NUM_CLIPS)]

@@ -1,5 +1,8 @@
 """A trained world model as a Hugging Face folder: model_index.json, transformer/, codecs/, README.md (model
-card)."""
+card).
+
+A model that ships with the package has no codecs/: they ship too, under the names in its config.
+"""
 
 from __future__ import annotations
 
@@ -80,6 +83,15 @@ def load_model(folder: Path) -> tuple[WorldTransformer, RunConfig, str]:
     _check_weights(weights_path, weights, model)
     model.load_state_dict(weights)
     return model.requires_grad_(False).eval(), cfg, prediction
+
+
+def codecs_of(folder: Path, cfg: RunConfig) -> tuple[str, str]:
+    """(picture, sound) codec of an exported model, for `load_codec`: the one beside its weights or, where a
+    model goes without, the one that its config names."""
+    named = {"video": cfg.codec.video, "audio": cfg.codec.audio}
+    beside = {modality: folder / "codecs" / modality for modality in named}
+    video, audio = (str(beside[m]) if beside[m].is_dir() else named[m] for m in named)
+    return video, audio
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avtok.load import codec_folder, codec_spec, load_codec
+from avtok.load import codec_folder, codec_spec, load_codec, shipped_codecs
 from worldmodel.checks.of_model import check_model
 from worldmodel.config import RunConfig
 from worldmodel.export import load_model, save_model
@@ -40,7 +40,7 @@ from worldmodel.worlds.clips import HELD_OUT_SEED, WorldClips, make_clips
 
 CLIPS_A_TASK = 32
 CHECKPOINT = "checkpoint"
-WORLDS = ("bounce:3072", "bounce_one:1024")
+WORLDS = ("bounce:5120", "bounce_one:1024")
 
 
 def main() -> None:
@@ -187,7 +187,7 @@ def read_spent(out: Path) -> float:
 def export(
     engine: PlainEngine, layout: Layout, cfg: RunConfig, folder: Path, step: int, minutes: float
 ) -> None:
-    """The averaged weights in half the bytes, and the codecs beside them."""
+    """The averaged weights in half the bytes, with the codecs unless they ship with the package."""
     weights = {
         name.removeprefix(TEACHER_PREFIX): w.cpu().to(torch.bfloat16) for name, w in engine.ema.items()
     }
@@ -195,7 +195,8 @@ def export(
     facts = {"steps": step, "training minutes": round(minutes, 1), "device": device, "seed": cfg.seed}
     save_model(folder, weights, layout, cfg, facts)
     for modality, name in (("video", cfg.codec.video), ("audio", cfg.codec.audio)):
-        shutil.copytree(codec_folder(name), folder / "codecs" / modality, dirs_exist_ok=True)
+        if name not in shipped_codecs():
+            shutil.copytree(codec_folder(name), folder / "codecs" / modality, dirs_exist_ok=True)
 
 
 def check_export(out: Path, cfg: RunConfig, world: str, seeds: range) -> dict[str, Any]:

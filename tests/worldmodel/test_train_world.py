@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from worldmodel.export import load_model
+from worldmodel.export import codecs_of, load_model
 
 pytestmark = pytest.mark.slow  # processes of their own
 
@@ -62,4 +62,4 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_pa
     assert (cfg.model.depth, prediction) == (2, "x")
     assert next(model.parameters()).dtype == torch.float32
     assert all(w.dtype == torch.bfloat16 for w in whole.values())  # half the bytes
-    assert (tmp_path / "whole" / "export" / "codecs" / "video" / "codec.json").exists()
+    assert codecs_of(tmp_path / "whole" / "export", cfg) == ("pca-4x8x8-48", "logmel-64")  # they ship

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from avtok.half_weights import load_weights, save_codec
 from avtok.picture_net import PictureNet, PictureNetConfig
 from avtok.spec import CodecSpec
-from avtok.video import patches_of, pixels_of, weights_hash
+from avtok.video import patches_of, pixels_of
 
 # T frames or steps, H W pixels or patches, P values of one patch, C channels.
 
@@ -46,31 +45,13 @@ class LearnedVideoCodec:
         return pixels_of(torch.cat([self.net.decode(part) for part in latents_THWC.split(STEPS_AT_ONCE)]))
 
     def save(self, folder: str | Path) -> None:
-        """weights.safetensors in half precision, and codec.json with geometry and the hash of the weights."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "weights.safetensors"
-        save_file({name: w.detach().half().contiguous() for name, w in self.net.state_dict().items()}, path)
-        path.chmod(0o644)  # safetensors makes it private, and other users load it
-        spec = replace(self.spec, content_hash=weights_hash(path))
-        record = {
-            "kind": "learned_video",
-            **spec.to_dict(),
-            "net": asdict(self.net.cfg),
-            "trained_on": list(self.trained_on),
-        }
-        (folder / "codec.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save_codec(folder, "learned_video", self.spec, self.net, self.net.cfg, self.trained_on)
 
     @classmethod
     def load(
         cls, folder: str | Path, spec: CodecSpec, *, net: dict[str, int], trained_on: tuple[str, ...] = ()
     ) -> LearnedVideoCodec:
         """ValueError if the weights are not those that codec.json was written for."""
-        path = Path(folder) / "weights.safetensors"
-        if spec.content_hash and weights_hash(path) != spec.content_hash:
-            raise ValueError(
-                f"{path} does not match the content_hash of its codec.json; save the codec again"
-            )
         network = PictureNet(PictureNetConfig(**net))
-        network.load_state_dict({name: w.float() for name, w in load_file(path).items()})
-        return cls(spec, network.eval().requires_grad_(False), trained_on)
+        load_weights(folder, spec, network)
+        return cls(spec, network, trained_on)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,32 +47,22 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
             f"{path}: {error.__class__.__name__}; give the folder of a diffusers or transformers autoencoder"
         ) from None
     name = config.get("_class_name") or next(iter(config.get("architectures") or []), "")
-    model = _diffusers_model(name, folder) if "_class_name" in config else _transformers_model(name, folder)
+    model = _load("diffusers" if "_class_name" in config else "transformers", name, folder)
     return _adapted(model.eval().requires_grad_(False), name, path)
 
 
-def _diffusers_model(name: str, folder: str | Path) -> nn.Module:
+def _load(library: str, name: str, folder: str | Path) -> nn.Module:
     try:
-        import diffusers
+        module = import_module(library)
     except ImportError:
         raise NotACodec(
-            f"{folder}: needs diffusers, which is not installed; pip install 'worldmodel[pretrained]'"
+            f"{folder}: needs {library}, which is not installed; pip install 'worldmodel[pretrained]'"
         ) from None
-    if not hasattr(diffusers, name):
-        raise NotACodec(f"{folder}: this diffusers has no class {name!r}; upgrade it or use another codec")
-    return getattr(diffusers, name).from_pretrained(str(folder))
-
-
-def _transformers_model(name: str, folder: str | Path) -> nn.Module:
-    try:
-        import transformers
-    except ImportError:
-        raise NotACodec(
-            f"{folder}: needs transformers, which is not installed; pip install 'worldmodel[pretrained]'"
-        ) from None
-    if not name or not hasattr(transformers, name):
-        raise NotACodec(f"{folder}: this transformers has no class {name!r}; give an autoencoder's folder")
-    return getattr(transformers, name).from_pretrained(str(folder))
+    if not name or not hasattr(module, name):
+        raise NotACodec(f"{folder}: this {library} has no class {name!r}; upgrade it or use another codec")
+    # Saving memory while loading needs another library; diffusers warns at each load when that is absent.
+    sparing = {"low_cpu_mem_usage": False} if library == "diffusers" else {}
+    return getattr(module, name).from_pretrained(str(folder), **sparing)
 
 
 def _adapted(model: Any, name: str, path: Path) -> Autoencoder:

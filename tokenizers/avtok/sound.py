@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from avtok.half_weights import load_weights, save_codec
 from avtok.sound_net import HOP, LOOK_AHEAD, OVERLAP, RATE_HZ, SoundNet, SoundNetConfig
 from avtok.spec import CodecSpec
-from avtok.video import weights_hash
 
 # N samples, T steps, C channels.
 
@@ -56,34 +54,16 @@ class LearnedAudioCodec:
         return self.net.decode(latents_TC.detach().float().cpu()[None])[0].clamp(-1, 1).numpy()
 
     def save(self, folder: str | Path) -> None:
-        """weights.safetensors in half precision, and codec.json with geometry and the hash of the weights."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "weights.safetensors"
-        save_file({name: w.detach().half().contiguous() for name, w in self.net.state_dict().items()}, path)
-        path.chmod(0o644)  # safetensors makes it private, and other users load it
-        spec = replace(self.spec, content_hash=weights_hash(path))
-        record = {
-            "kind": "learned_audio",
-            **spec.to_dict(),
-            "net": asdict(self.net.cfg),
-            "trained_on": list(self.trained_on),
-        }
-        (folder / "codec.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save_codec(folder, "learned_audio", self.spec, self.net, self.net.cfg, self.trained_on)
 
     @classmethod
     def load(
         cls, folder: str | Path, spec: CodecSpec, *, net: dict[str, Any], trained_on: tuple[str, ...] = ()
     ) -> LearnedAudioCodec:
         """ValueError if the weights are not those that codec.json was written for."""
-        path = Path(folder) / "weights.safetensors"
-        if spec.content_hash and weights_hash(path) != spec.content_hash:
-            raise ValueError(
-                f"{path} does not match the content_hash of its codec.json; save the codec again"
-            )
         network = SoundNet(SoundNetConfig(**net))
-        network.load_state_dict({name: w.float() for name, w in load_file(path).items()})
-        return cls(spec, network.eval().requires_grad_(False), trained_on)
+        load_weights(folder, spec, network)
+        return cls(spec, network, trained_on)
 
 
 def spec_of(net: SoundNet, name: str) -> CodecSpec:

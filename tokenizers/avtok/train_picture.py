@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from avtok.picture import LearnedVideoCodec
 from avtok.picture_net import PictureNet, PictureNetConfig
+from avtok.schedule import cosine, follow
 from avtok.spec import CodecSpec
 from avtok.train import fit_video_codec
 from avtok.video import PATCH_THW, patches_of
@@ -63,15 +63,13 @@ def train_picture_codec(
     for step in range(recipe.steps):
         patches_NHWP = torch.from_numpy(patches_of(_draw(groups, recipe, rng)))
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * _schedule(step, recipe)
+            group["lr"] = recipe.lr * cosine(step, steps=recipe.steps, warmup_steps=recipe.warmup_steps)
         loss, mse = _loss(net, patches_NHWP, recipe, rng)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        with torch.no_grad():
-            for ours, theirs in zip(average.parameters(), net.parameters(), strict=True):
-                ours.lerp_(theirs, 1 - min(recipe.ema, (1 + step) / (10 + step)))
+        follow(average, net, step=step, decay=recipe.ema)
         on_step(step, {"loss": float(loss.detach()), "psnr_db": _psnr_db(mse)})
     return _finish(
         average.eval().requires_grad_(False), groups, recipe, name=name, fps=fps, trained_on=trained_on
@@ -121,11 +119,6 @@ def _loss(
     # The scale of latents is free, and a growing one would make the noise nothing: hold it at one.
     held = 0.01 * (latents_NHWC.square().mean() - 1).square()
     return (mse_N + 1e-6).sqrt().mean() + held, mse_N.detach()[torch.from_numpy(size_N == 0)]
-
-
-def _schedule(step: int, recipe: PictureRecipe) -> float:
-    warm = min(1.0, (step + 1) / max(1, recipe.warmup_steps))
-    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
 
 
 def _psnr_db(mse_N: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avtok.schedule import cosine, follow
 from avtok.sound import LearnedAudioCodec, spec_of
 from avtok.sound_net import HOP, SoundNet, SoundNetConfig, multi_resolution_stft_loss
 
@@ -55,16 +55,13 @@ def train_sound_codec(
     for step in range(recipe.steps):
         samples_BN = _draw(groups, shares, recipe, net.left_context, rng)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * _schedule(step, recipe)
+            group["lr"] = recipe.lr * cosine(step, steps=recipe.steps, warmup_steps=recipe.warmup_steps)
         loss = _loss(net, samples_BN, recipe, rng)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        decay = min(recipe.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for ours, theirs in zip(average.parameters(), net.parameters(), strict=True):
-                ours.lerp_(theirs, 1 - decay)
+        follow(average, net, step=step, decay=recipe.ema)
         on_step(step, {"loss": float(loss.detach())})
     _measure_latents(average, groups, shares, recipe)
     average.load_state_dict({key: w.half().float() for key, w in average.state_dict().items()})
@@ -117,8 +114,3 @@ def _measure_latents(
     mean_C, std_C = _moments(torch.cat(parts))
     net.mean_C.copy_(mean_C)
     net.std_C.copy_(std_C)
-
-
-def _schedule(step: int, recipe: SoundRecipe) -> float:
-    warm = min(1.0, (step + 1) / max(1, recipe.warmup_steps))
-    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))

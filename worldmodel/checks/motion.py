@@ -20,8 +20,6 @@ from worldmodel.checks.track_many import track_bodies
 # E episodes, T frames, K generated frames, B bodies, 2 = (x, y) in box widths.
 
 NEAR_S, FAR_S = 0.25, 1.0  # horizons that are named in the table; the series has all of them
-
-
 MIN_VISIBLE = 0.95  # the centroid of a body that is partly hidden is not its place
 ENERGY_WINDOW_S = 0.5
 REAPPEAR_FRAMES, REAPPEAR_BOX, MIN_REAPPEARANCES = 2, 0.15, 5

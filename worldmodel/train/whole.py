@@ -46,8 +46,7 @@ class WholeParameters:
             parts = gathered_WS[place.group][:, place.offset : place.offset + place.length]
             numel = math.prod(place.parameter.ds_shape)  # the last rank's shard is padded
             whole = parts.reshape(-1)[:numel].view(place.parameter.ds_shape)
-            # One rank's shard is the whole already, and the optimizer writes to it in place: copy.
-            place.parameter.data = whole.clone() if len(parts) == 1 else whole
+            place.parameter.data = whole
             place.parameter.ds_status = type(place.parameter.ds_status).AVAILABLE
 
 
