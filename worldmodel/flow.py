@@ -134,12 +134,17 @@ def sample_levels(layout: Layout, cfg: SelfFlowConfig, rng: SampleRandom) -> Lev
     )
 
 
-def homogeneous_levels(layout: Layout, num_clips: int, t: float, *, context_chunks: int = 0) -> Levels:
-    """One t for every token; the first `context_chunks` are clean history without loss. For evaluation."""
+def homogeneous_levels(
+    layout: Layout, num_clips: int, t: float, *, context_chunks: int = 0, clean_video: bool = False
+) -> Levels:
+    """One t for every token; the first `context_chunks`, and with `clean_video` all pictures, are clean and
+    without loss. For evaluation."""
     table_BK = torch.full((num_clips, layout.num_levels), t)
     table_BK[:, : 4 * context_chunks] = 0.0
     table_BK[:, -1] = 0.0
-    media_L = (layout.modality_L == VIDEO) | (layout.modality_L == AUDIO)
-    loss_BL = (media_L & (layout.chunk_L >= context_chunks)).expand(num_clips, -1)
+    if clean_video:
+        table_BK[:, :-1].unflatten(1, (layout.num_chunks, 2, 2))[:, :, 0] = 0.0
+    learned_L = (layout.modality_L == VIDEO) & (not clean_video) | (layout.modality_L == AUDIO)
+    loss_BL = (learned_L & (layout.chunk_L >= context_chunks)).expand(num_clips, -1)
     level_of_BL = layout.level_slot_L.expand(num_clips, -1)
     return Levels(table_BK, table_BK, level_of_BL, loss_BL, torch.zeros_like(loss_BL))

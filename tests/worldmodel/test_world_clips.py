@@ -11,11 +11,12 @@ import torch
 from avtok.load import codec_spec, load_codec
 from worldmodel.checks.of_model import check_model, history_error
 from worldmodel.config import RunConfig
-from worldmodel.layout import Layout
+from worldmodel.flow import homogeneous_levels
+from worldmodel.layout import AUDIO, VIDEO, Layout
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.worlds.clips import WorldClips, make_clips
 
-VIDEO, AUDIO = "pca-4x8x8-48", "logmel-64"
+PICTURE_CODEC, SOUND_CODEC = "pca-4x8x8-48", "logmel-64"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def cfg() -> RunConfig:
     return RunConfig.model_validate(
         {
             "data": {"clip_s": 1.0, "batch_clips": 2},
-            "codec": {"video": VIDEO, "audio": AUDIO},
+            "codec": {"video": PICTURE_CODEC, "audio": SOUND_CODEC},
             "model": {"depth": 2, "width": 32, "head_dim": 16},
             "train": {"micro_batches": 2},
             "rollout": {"prefix_s": 0.5, "seconds": 0.5, "steps": 2, "sessions_per_actor": 3},
@@ -33,7 +34,7 @@ def cfg() -> RunConfig:
 
 @pytest.fixture(scope="module")
 def codecs():
-    return load_codec(VIDEO), load_codec(AUDIO)
+    return load_codec(PICTURE_CODEC), load_codec(SOUND_CODEC)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def clips(cfg, codecs) -> WorldClips:
 @pytest.fixture(scope="module")
 def model(cfg) -> WorldTransformer:
     torch.manual_seed(0)
-    layout = Layout.from_specs(cfg, codec_spec(VIDEO), codec_spec(AUDIO))
+    layout = Layout.from_specs(cfg, codec_spec(PICTURE_CODEC), codec_spec(SOUND_CODEC))
     return WorldTransformer(cfg.model, layout).eval().requires_grad_(False)
 
 
@@ -117,6 +118,20 @@ def test_history_error_knows_what_predicting_nothing_costs(cfg, clips, model):
     assert error["nothing"] == pytest.approx(
         float(np.square(clips.video_ETHWC[:6, -1].astype(np.float32)).mean()), rel=0.01
     )
+    assert error["silence"] == pytest.approx(
+        float(np.square(clips.audio_ETC[:6, -16:].astype(np.float32)).mean()), rel=0.01
+    )
     # An untrained model predicts zeros, whether it sees the past or not.
     assert error["with_history"] == pytest.approx(error["without"], rel=1e-4)
     assert error["with_history"] == pytest.approx(error["nothing"], rel=1e-3)
+    assert error["sound_with_picture"] == pytest.approx(error["silence"], rel=1e-3)
+
+
+def test_a_clean_picture_is_given_and_not_learned(cfg, model):
+    layout = model.layout
+    levels = homogeneous_levels(layout, 2, 0.9, context_chunks=1, clean_video=True)
+    t_BL = levels.per_token(levels.student_BK)
+    later_L = layout.chunk_L >= 1
+    assert (t_BL[:, layout.modality_L == VIDEO] == 0).all()
+    assert (t_BL[:, (layout.modality_L == AUDIO) & later_L] == 0.9).all()
+    assert torch.equal(levels.loss_BL[0], (layout.modality_L == AUDIO) & later_L)

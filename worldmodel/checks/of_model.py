@@ -16,7 +16,7 @@ from worldmodel.config import RunConfig
 from worldmodel.flow import homogeneous_levels, predicted_velocity
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.randomness import SampleRandom
-from worldmodel.self_flow import draw
+from worldmodel.self_flow import Draw, draw
 from worldmodel.session import RolloutSessions
 from worldmodel.worlds.bounce import simulate
 from worldmodel.worlds.clips import Codec, make_clips
@@ -31,28 +31,44 @@ class Decoder(Codec, Protocol):
 
 @torch.no_grad()
 def history_error(model: WorldTransformer, batches: list[LatentBatch], cfg: RunConfig) -> dict[str, float]:
-    """Squared error of the predicted picture of the last chunk at t=0.9, with all chunks before it clean and
-    with none: their difference is how much the past is used. `nothing` is the error of predicting zeros."""
-    layout, sums = model.layout, {"with_history": 0.0, "without": 0.0, "nothing": 0.0}
-    count = 0
-    for batch in batches:
-        for name, context in (("with_history", layout.num_chunks - 1), ("without", 0)):
-            levels = homogeneous_levels(layout, batch.num_clips, 0.9, context_chunks=context)
-            one = draw(
-                batch,
-                layout,
-                cfg.objective,
-                SampleRandom(cfg.seed, -1, tuple(batch.sample_ids_B.tolist())),
-                levels,
+    """Squared errors of the last chunk as predicted at t=0.9.
+
+    with_history, without: of its picture, with all chunks before it clean and with none; their difference is
+    how much the past is used. sound, sound_with_picture: of its sound with that history, its picture at t=0.9
+    and clean; their difference is how much sound is made to fit. nothing, silence: of predicting zeros.
+    """
+    layout = model.layout
+    last = layout.num_chunks - 1
+    cases = {  # name -> (of what, clean chunks, whether the picture is clean throughout)
+        "with_history": ("video", last, False),
+        "without": ("video", 0, False),
+        "nothing": ("video", None, False),
+        "sound": ("audio", last, False),
+        "sound_with_picture": ("audio", last, True),
+        "silence": ("audio", None, False),
+    }
+    found = {}
+    for name, (modality, context, has_picture) in cases.items():
+        total, count = 0.0, 0
+        for batch in batches:
+            levels = homogeneous_levels(
+                layout, batch.num_clips, 0.9, context_chunks=context or 0, clean_video=has_picture
             )
-            tokens, x_t, t = one.tokens_at(one.levels.student_BK)
-            out = model(tokens, one.levels.student_BK, one.levels.level_of_BL, layout=layout)
-            v = predicted_velocity(out["video"], x_t["video"], t["video"], cfg.objective.prediction)
-            guess = x_t["video"] - t["video"] * v
-            sums[name] += float((guess - one.video_BNVC)[:, -1].square().sum())
-        sums["nothing"] += float(one.video_BNVC[:, -1].square().sum())
-        count += one.video_BNVC[:, -1].numel()
-    return {name: total / count for name, total in sums.items()}
+            rng = SampleRandom(cfg.seed, -1, tuple(batch.sample_ids_B.tolist()))
+            one = draw(batch, layout, cfg.objective, rng, levels)
+            truth = {"video": one.video_BNVC, "audio": one.audio_BNTC}[modality][:, -1]
+            guess = torch.zeros_like(truth) if context is None else _guess(model, one, cfg, modality)[:, -1]
+            total, count = total + float((guess - truth).square().sum()), count + truth.numel()
+        found[name] = total / count
+    return found
+
+
+def _guess(model: WorldTransformer, one: Draw, cfg: RunConfig, modality: str) -> Tensor:
+    """The data as predicted, tokens of [B, N, tokens, C]."""
+    tokens, x_t, t = one.tokens_at(one.levels.student_BK)
+    out = model(tokens, one.levels.student_BK, one.levels.level_of_BL, layout=model.layout)
+    v = predicted_velocity(out[modality], x_t[modality], t[modality], cfg.objective.prediction)
+    return x_t[modality] - t[modality] * v
 
 
 @torch.no_grad()
