@@ -206,28 +206,30 @@ def train(
 
 @app.command()
 def rollout(
-    model: Annotated[str, typer.Argument(help="exported folder or run")],
+    model: Annotated[str, typer.Argument(help="shipped name, exported folder or run")],
     prompts: Annotated[str, typer.Option(help="folder or manifest of clips to continue")],
     out: Annotated[Path, typer.Option(help="folder for the rollouts")],
-    seconds: Annotated[float, typer.Option(help="length of the continuation")] = 1.0,
-    prefix: Annotated[float, typer.Option(help="seconds of each clip that are given")] = 1.0,
-    steps: Annotated[int, typer.Option(help="ODE steps a chunk")] = 8,
+    seconds: Annotated[float | None, typer.Option(help="length of the continuation")] = None,
+    prefix: Annotated[float | None, typer.Option(help="seconds of each clip that are given")] = None,
+    steps: Annotated[int | None, typer.Option(help="ODE steps a chunk")] = None,
     actors: int = 2,
     seed: int = 0,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Rollout actors continue clips chunk by chunk; the first of them as a picture: continued.png."""
+    """Rollout actors continue clips chunk by chunk; the first of them as a picture: continued.png.
+
+    What is not given is as the model's own config has it."""
     from ray_jobs.cluster import connect
     from ray_jobs.export import find_model, load_exported
     from ray_jobs.progress import ProgressDisplay
     from ray_jobs.report_picture import write_picture
-    from ray_jobs.rollout import prompts_from, run_rollouts
-    from worldmodel.config import RolloutConfig
+    from ray_jobs.rollout import prompts_from, rollout_settings, run_rollouts
 
     folder = find_model(model)
     cfg = load_exported(folder).cfg
-    settings = RolloutConfig(prefix_s=prefix, seconds=seconds, steps=steps, actors=actors)
+    given = {"prefix_s": prefix, "seconds": seconds, "steps": steps, "actors": actors}
+    settings = rollout_settings(cfg, {key: value for key, value in given.items() if value is not None})
     connect(address)
     plan = prompts_from(prompts, cfg, settings)
     with ProgressDisplay() as display:

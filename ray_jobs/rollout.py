@@ -14,6 +14,7 @@ import numpy as np
 import ray
 import ray.exceptions
 import torch
+from pydantic import ValidationError
 
 from avtok.decode import ClipError, decode_clip
 from avtok.load import load_codec
@@ -49,6 +50,21 @@ def prompts_from(source: str, cfg: RunConfig, rollout: RolloutConfig) -> Plan:
         manifest = f"{folder}/prompts.parquet"
         index_sources([source], out=manifest)
         return make_plan(manifest, cfg.model_copy(update={"data": data}))
+
+
+def rollout_settings(cfg: RunConfig, given: dict[str, Any]) -> RolloutConfig:
+    """The model's own with what is given instead. UserError for what no rollout can be made with."""
+    values = cfg.model_dump()
+    values["rollout"] |= given
+    try:
+        return RunConfig.model_validate(values).rollout
+    except ValidationError as error:
+        names = [
+            f"{problem['loc'][-1]}={problem['input']}: " if problem["loc"] else ""
+            for problem in error.errors()
+        ]
+        said = [problem["msg"].removeprefix("Value error, ") for problem in error.errors()]
+        raise UserError(*(f"{name}{words}" for name, words in zip(names, said, strict=True))) from None
 
 
 def run_rollouts(

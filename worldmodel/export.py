@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -52,8 +52,33 @@ def save_model(
         "run": cfg.model_dump(mode="json"),
     }
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=1))
-    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=1))
-    (folder / "README.md").write_text(_model_card(weights, cfg, facts))
+    (folder / FACTS_FILE).unlink(missing_ok=True)  # what was measured on earlier weights
+    add_facts(folder, cfg, facts)
+
+
+def add_facts(folder: Path, cfg: RunConfig, facts: dict[str, Any]) -> None:
+    """Puts more into facts.json, and writes the model card again. A fact is a number or words."""
+    path = folder / FACTS_FILE
+    facts = (json.loads(path.read_text("utf-8")) if path.exists() else {}) | facts
+    path.write_text(json.dumps(facts, indent=1), "utf-8")
+    with safe_open(folder / "transformer" / WEIGHTS, "pt") as file:
+        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    (folder / "README.md").write_text(_model_card(parameters, cfg, facts), "utf-8")
+
+
+def check_facts(result: dict[str, Any]) -> dict[str, str]:
+    """What `run_checks` measured, a line of the model card each: value, interval, truth itself, baselines."""
+    facts = {"checked on": f"{result['episodes']} episodes, {result['prefix_s']:g} s given"}
+    for name, check in result["checks"].items():
+        if check.get("value") is None:
+            continue
+        beside = {"truth": check.get("floor"), **(check.get("baselines") or {})}
+        said = ", ".join(f"{key.replace('_', ' ')} {v:.3g}" for key, v in beside.items() if v is not None)
+        facts[name.replace("_", " ")] = (
+            f"{check['value']:.3g} {check.get('unit', '')} "
+            f"({check['ci_low']:.3g} to {check['ci_high']:.3g}; {said})"
+        )
+    return facts
 
 
 def load_model(folder: Path) -> tuple[WorldTransformer, RunConfig, str]:
@@ -113,14 +138,13 @@ def _check_weights(path: Path, weights: dict[str, Tensor], model: WorldTransform
         )
 
 
-def _model_card(weights: dict[str, Tensor], cfg: RunConfig, facts: dict[str, Any]) -> str:
-    parameters = sum(math.prod(w.shape) for w in weights.values())
+def _model_card(parameters: int, cfg: RunConfig, facts: dict[str, Any]) -> str:
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     return (
         f"---\nlibrary_name: worldmodel\ntags: [world-model, audio-video, self-flow]\n---\n\n"
         f"# {cfg.name}\n\nJoint audio-video world model, {parameters / 1e6:.1f}M parameters, "
         f"{cfg.data.size[0]}x{cfg.data.size[1]} at {cfg.data.fps} frames/s with {cfg.data.sample_rate} Hz "
-        f"sound. EMA weights of `worldmodel train`.\n\n"
+        f"sound. Averaged (EMA) weights.\n\n"
         f"| fact | value |\n|---|---|\n{rows}\n\n"
         f"Continue clips: `worldmodel rollout FOLDER --prompts CLIPS --seconds 1 --out DIR`\n"
     )

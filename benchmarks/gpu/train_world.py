@@ -21,7 +21,7 @@ from functools import partial
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ import torch
 from avtok.load import codec_folder, codec_spec, load_codec, shipped_codecs
 from worldmodel.checks.of_model import check_model
 from worldmodel.config import RunConfig
-from worldmodel.export import load_model, save_model
+from worldmodel.export import add_facts, check_facts, load_model, save_model
 from worldmodel.layout import Layout
 from worldmodel.load_config import load_config
 from worldmodel.train.checkpoint import load_checkpoint, write_checkpoint
@@ -39,7 +39,7 @@ from worldmodel.train.no_compiler import turn_compiler_off
 from worldmodel.worlds.clips import HELD_OUT_SEED, WorldClips, make_clips
 
 CLIPS_A_TASK = 32
-CHECKPOINT = "checkpoint"
+CHECKPOINT, LOG, LOG_EVERY = "checkpoint", "log.jsonl", 100
 WORLDS = ("bounce:5120", "bounce_one:1024")
 
 
@@ -77,7 +77,11 @@ def main() -> None:
         workers=given.threads,
         first=HELD_OUT_SEED,
     )
-    train_world(cfg, clips, held_out, given.out, minutes=given.minutes, until=given.until)
+    facts = {
+        "made by": f"python benchmarks/gpu/train_world.py {given.config} --out DIR",
+        "clips": ", ".join(f"{count} of world {name}" for name, count in worlds),
+    }
+    train_world(cfg, clips, held_out, given.out, facts=facts, minutes=given.minutes, until=given.until)
     if given.check:
         seeds = range(2 * HELD_OUT_SEED, 2 * HELD_OUT_SEED + given.check)
         say({"checks": check_export(given.out, cfg, worlds[0][0], seeds)})
@@ -124,17 +128,20 @@ def train_world(
     held_out: WorldClips,
     out: Path,
     *,
+    facts: dict[str, Any],
     minutes: float = float("inf"),
     until: int = 10**9,
 ) -> Outcome:
-    """Trains from the last checkpoint of `out`; exports the average at each one."""
+    """Trains from the last checkpoint of `out`; exports the average at each one, with `facts` on its card."""
     layout = Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
     engine = PlainEngine(cfg, layout)
-    last = out / CHECKPOINT
+    last, former = out / CHECKPOINT, out / f"{CHECKPOINT}.former"
+    if former.is_dir() and not last.is_dir():
+        former.rename(last)  # it was stopped between two renames
     start = load_checkpoint(last, engine) if last.is_dir() else 0
     spent, steps = read_spent(out), count(start)
     began = time.monotonic()
-    log = (out / "log.jsonl").open("a", encoding="utf-8")
+    log = _log_until(start, out / LOG)
 
     def on_row(row: dict[str, float]) -> None:
         row = row | {"minutes": round(spent + (time.monotonic() - began) / 60, 3)}
@@ -148,9 +155,12 @@ def train_world(
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         write_checkpoint(fresh, engine, step, {"minutes": spent + (time.monotonic() - began) / 60})
-        shutil.rmtree(last, ignore_errors=True)
+        if last.is_dir():
+            last.rename(former)
         fresh.rename(last)
-        export(engine, layout, cfg, out / "export", step, read_spent(out))
+        shutil.rmtree(former, ignore_errors=True)
+        log.flush()
+        export(engine, layout, cfg, out, step, facts)
 
     hooks = Hooks(
         commit=commit,
@@ -185,18 +195,36 @@ def read_spent(out: Path) -> float:
 
 
 def export(
-    engine: PlainEngine, layout: Layout, cfg: RunConfig, folder: Path, step: int, minutes: float
+    engine: PlainEngine, layout: Layout, cfg: RunConfig, out: Path, step: int, facts: dict[str, Any]
 ) -> None:
-    """The averaged weights in half the bytes, with the codecs unless they ship with the package."""
+    """The averaged weights in half the bytes, the log and, unless they ship with the package, the codecs."""
+    folder = out / "export"
     weights = {
         name.removeprefix(TEACHER_PREFIX): w.cpu().to(torch.bfloat16) for name, w in engine.ema.items()
     }
     device = torch.cuda.get_device_name() if engine.device.type == "cuda" else "CPU"
-    facts = {"steps": step, "training minutes": round(minutes, 1), "device": device, "seed": cfg.seed}
-    save_model(folder, weights, layout, cfg, facts)
+    minutes = round(read_spent(out), 1)
+    run = {"steps": step, "training minutes": minutes, "device": device, "seed": cfg.seed}
+    save_model(folder, weights, layout, cfg, facts | run)
+    _copy_log(out / LOG, folder / LOG)
     for modality, name in (("video", cfg.codec.video), ("audio", cfg.codec.audio)):
         if name not in shipped_codecs():
             shutil.copytree(codec_folder(name), folder / "codecs" / modality, dirs_exist_ok=True)
+
+
+def _log_until(step: int, path: Path) -> TextIO:
+    """The log, open to go on with `step`: what was trained after the last checkpoint is trained again."""
+    rows = path.read_text("utf-8").splitlines() if path.exists() else []
+    kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] < step]
+    path.write_text("".join(f"{row}\n" for row in kept), "utf-8")
+    return path.open("a", encoding="utf-8")
+
+
+def _copy_log(log: Path, to: Path) -> None:
+    """Every 100th step and every evaluation."""
+    rows = log.read_text("utf-8").splitlines()
+    kept = [row for row in rows if "eval_video" in row or json.loads(row)["step"] % LOG_EVERY == 0]
+    to.write_text("\n".join(kept) + "\n", "utf-8")
 
 
 def check_export(out: Path, cfg: RunConfig, world: str, seeds: range) -> dict[str, Any]:
@@ -213,6 +241,7 @@ def check_export(out: Path, cfg: RunConfig, world: str, seeds: range) -> dict[st
         device=device,
     )
     (out / "checks.json").write_text(json.dumps(result, indent=1))
+    add_facts(out / "export", cfg, check_facts(result) | {"checked on": f"{len(seeds)} episodes of {world}"})
     values = {name: check.get("value") for name, check in result["checks"].items()}
     return {"position_error_025s_over_frozen": result["position_error_025s_over_frozen"], **values}
 

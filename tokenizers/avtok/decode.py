@@ -244,7 +244,11 @@ def _to_rgb(frame: av.VideoFrame, aspect: Fraction, size: tuple[int, int]) -> np
     fitted = max(size[0], round(height * scale)), max(size[1], round(width * scale))
     stored_h, stored_w = fitted[::-1] if turn[0] else fitted
     rgb = frame.reformat(
-        width=stored_w, height=stored_h, format="rgb24", interpolation="AREA" if scale < 1 else "BICUBIC"
+        width=stored_w,
+        height=stored_h,
+        format="rgb24",
+        interpolation="AREA" if scale < 1 else "BICUBIC",
+        threads=1,  # more are started anew for each frame, which takes longer than the frame
     )
     return centre_crop(upright(rgb.to_ndarray(), turn), size)
 
