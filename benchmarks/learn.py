@@ -1,7 +1,8 @@
 """What the recipe learns within an hour of CPU time, and what each of its choices is worth.
 
 One process without Ray, one thread: clips of `bounce_one` are simulated and encoded, a model of the demo's
-size is trained for what is left of 40 CPU minutes (the promise is 60), and 128 held-out episodes are continued and checked.
+size is trained for what is left of 40 CPU minutes (the promise is 60), and 128 held-out episodes are
+continued and checked.
 Variants change one thing each and get the same 400 steps; they are compared by errors of the predicted last
 chunk at t=0.9 with clean history, which tell after minutes what rollouts tell after an hour.
 

@@ -91,6 +91,17 @@ def test_two_bodies_that_meet_exchange_the_impulse_that_is_told():
     assert contact.impulse == pytest.approx(expected, rel=1e-3)
 
 
+def test_after_a_meeting_bodies_are_where_they_would_be_had_no_step_been_late():
+    """Head-on, equal masses: they swap velocities at 0.3 s, which no step of 1 / (9 * 111) s hits."""
+    discs = [Disc((0.3, 0.5), (0.4, 0.0), 0.05, 1.0), Disc((0.7, 0.5), (-0.6, 0.0), 0.05, 1.0)]
+    motion = move(discs, num_frames=5, fps=9)
+    (contact,) = motion.contacts
+    assert contact.time_s == pytest.approx(0.3, abs=1e-6)
+    after_s = 4 / 9 - 0.3
+    expected = [0.3 + 0.4 * 0.3 - 0.6 * after_s, 0.7 - 0.6 * 0.3 + 0.4 * after_s]
+    assert motion.positions_TK2[4, :, 0] == pytest.approx(expected, abs=1e-6)
+
+
 def test_momentum_stays_where_two_bodies_meet_off_centre():
     discs = [Disc((0.3, 0.5), (0.5, 0.1), 0.12, 0.7), Disc((0.7, 0.52), (-0.4, 0.0), 0.08, 1.8)]
     motion = move(discs, num_frames=10, fps=32)

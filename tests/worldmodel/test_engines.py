@@ -94,7 +94,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         for process in ranks:
             process.kill()
     results = [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(2)]
-    return {"folder": folder, "plain": rows, "zero": results}
+    return {"folder": folder, "plain": rows, "zero": results, "gather": request.param}
 
 
 def test_losses_of_two_ranks_equal_those_of_one_process(both):
@@ -119,6 +119,12 @@ def test_the_sharded_average_equals_the_gathered_reference_and_moves(both):
     for result in both["zero"]:
         assert result["ema_max_difference"] < 1e-6
         assert result["ema_moved"] > 1e-3
+
+
+def test_weights_are_whole_between_steps_where_they_are_gathered_once_a_step(both):
+    # Else each use would gather its own parameter: right, and slow.
+    for result in both["zero"]:
+        assert result["whole_between_steps"] == [both["gather"] == "step"]
 
 
 def test_two_ranks_store_the_weights_moments_and_average_of_one_process(both):

@@ -36,6 +36,7 @@ class GatheredReference:
 
     def __init__(self, engine: ZeroEngine, *, ema_target: float) -> None:
         self.engine, self.ema_target, self.steps = engine, ema_target, 0
+        self.whole_between_steps: set[bool] = set()
         self.average = self.gather(engine.engine.module, TEACHER_PREFIX)
         self.initial = {name: value.clone() for name, value in self.average.items()}
 
@@ -52,6 +53,9 @@ class GatheredReference:
         return {name.removeprefix(prefix): value for name, value in whole.items()}
 
     def follow(self, batch: LatentBatch) -> None:
+        modules = self.engine.engine.module, self.engine.teacher_engine.module
+        states = {p.ds_status.name for module in modules for p in module.parameters()}  # pyright: ignore
+        self.whole_between_steps.add(states == {"AVAILABLE"})
         decay = ema_decay(self.steps, self.ema_target)
         for name, student in self.gather(self.engine.engine.module, TEACHER_PREFIX).items():
             self.average[name] = decay * self.average[name] + (1 - decay) * student
@@ -93,6 +97,7 @@ def main(rank: int, world_size: int, folder: Path, gather: str) -> None:
     stream = stream_of(layout, rank=rank, world_size=world_size)
     outcome = train(engine, stream, cfg, layout, start_step=0, hooks=hooks)
     result = {"status": outcome.status, "step": outcome.step, "rows": rows, **reference.differences()}
+    result["whole_between_steps"] = sorted(reference.whole_between_steps)
 
     # A fresh engine: whatever loading forgets to refresh still holds the initial weights. In bf16 the weights
     # that run and the master that is stored are different tensors.
