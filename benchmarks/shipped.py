@@ -11,7 +11,7 @@ import json
 
 from avtok.load import load_codec
 from ray_jobs.bench import Measured
-from ray_jobs.export import find_model
+from ray_jobs.models import find_model
 from worldmodel.checks.of_model import check_model
 from worldmodel.export import FACTS_FILE, WEIGHTS, codecs_of, load_model
 from worldmodel.load_config import dump_config

@@ -221,7 +221,8 @@ def rollout(
 
     What is not given is as the model's own config has it."""
     from ray_jobs.cluster import connect
-    from ray_jobs.export import find_model, load_exported
+    from ray_jobs.export import load_exported
+    from ray_jobs.models import find_model
     from ray_jobs.progress import ProgressDisplay
     from ray_jobs.report_picture import write_picture
     from ray_jobs.rollout import prompts_from, rollout_settings, run_rollouts

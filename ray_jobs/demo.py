@@ -12,6 +12,7 @@ from threading import Thread
 from typing import Any
 
 from ray_jobs.cluster import connect
+from ray_jobs.models import check_beside
 from ray_jobs.render import check_render, render
 from ray_jobs.run_folder import RunFolder
 from worldmodel.load_config import load_config
@@ -56,6 +57,7 @@ def run_demo(
         f"{key}={json.dumps(str(place))}" for key, place in places.items()
     ]  # a folder may be named 2026
     cfg = load_config(DEMO_CONFIG, [*quoted, *overrides])
+    check_beside(cfg.rollout.beside)
     RunFolder(cfg).check_free(cfg)
     if not source.exists():
         check_render(world, clips=clips, out=source.parent, duration_s=cfg.data.clip_s)

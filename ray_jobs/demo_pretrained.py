@@ -20,7 +20,8 @@ def run_pretrained(
 ) -> DemoResult:
     """Renders, continues, checks and reports into `out`. UserError when the folder holds something else."""
     from ray_jobs.check import check_rollouts
-    from ray_jobs.export import find_model, load_exported
+    from ray_jobs.export import load_exported
+    from ray_jobs.models import find_model
     from ray_jobs.report import write_report
     from ray_jobs.report_picture import write_picture
     from ray_jobs.rollout import prompts_from, run_rollouts

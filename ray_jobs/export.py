@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import worldmodel
 from avtok.load import codec_folder
 from ray_jobs.errors import UserError
 from ray_jobs.run_folder import last_commit
 from ray_jobs.train_worker import layout_of
 from worldmodel.config import RunConfig
-from worldmodel.export import INDEX_FILE, NotAModel, load_model, save_model
+from worldmodel.export import NotAModel, load_model, save_model
 from worldmodel.load_config import load_config
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.train.checkpoint import CheckpointMismatch, CheckpointReader
@@ -50,33 +49,12 @@ def _copy_codecs(cfg: RunConfig, out: Path) -> None:
         shutil.copytree(codec_folder(name), out / "codecs" / modality, dirs_exist_ok=True)
 
 
-SHIPPED = Path(worldmodel.__file__).parent / "weights"
-
-
 @dataclass(frozen=True)
 class LoadedModel:
     model: WorldTransformer
     cfg: RunConfig
     prediction: str
     folder: Path
-
-
-def find_model(name: str) -> Path:
-    """Folder of an exported model: given itself, the run that holds it, or a shipped name. UserError names
-    what is missing."""
-    for folder in (Path(name), Path(name) / "export", Path("runs") / name / "export", SHIPPED / name):
-        if (folder / INDEX_FILE).is_file():
-            return folder
-    hint = (
-        "export it first: worldmodel export RUN --out DIR"
-        if Path(name).is_dir()
-        else f"no such folder or run; shipped: {', '.join(shipped_models()) or 'none'}"
-    )
-    raise UserError(f"{name}: not an exported model ({hint})")
-
-
-def shipped_models() -> list[str]:
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{INDEX_FILE}"))
 
 
 def load_exported(folder: Path) -> LoadedModel:

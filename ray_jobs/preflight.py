@@ -6,12 +6,14 @@ from avtok.load import codec_spec
 from avtok.spec import CodecSpec
 from ray_jobs.errors import UserError
 from ray_jobs.manifest import read_sources
+from ray_jobs.models import check_beside
 from ray_jobs.run_folder import RunFolder
 from worldmodel.config import DataConfig, RunConfig
 
 
 def check_given(cfg: RunConfig) -> None:
-    """UserError for a source that cannot be read, codecs that do not fit, a name that is taken."""
+    """UserError for a source that cannot be read, codecs that do not fit, a model to compare with that is not
+    there, a name that is taken."""
     if not cfg.data.manifest:
         raise UserError("data.manifest: not set; give a folder or manifest: --set data.manifest=FOLDER")
     try:
@@ -19,6 +21,7 @@ def check_given(cfg: RunConfig) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     check_codecs(video, audio, cfg.data)
+    check_beside(cfg.rollout.beside)
     folder = RunFolder(cfg)
     folder.check_free(cfg)
     if not folder.config.exists():

@@ -75,7 +75,8 @@ def _continue_held_out(cfg: RunConfig, run: Path, say: Say) -> None:
 
 def _beside(cfg: RunConfig, folder: RunFolder) -> dict[str, Path]:
     """The model before training, and those that the config names."""
-    from ray_jobs.export import export_untrained, find_model
+    from ray_jobs.export import export_untrained
+    from ray_jobs.models import find_model
 
     if not cfg.rollout.show:
         return {}

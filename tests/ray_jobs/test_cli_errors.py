@@ -149,6 +149,11 @@ def test_a_name_taken_by_another_config_is_refused_with_the_difference(config):
     assert "--set name=" in line
 
 
+def test_a_model_to_compare_with_is_missed_before_training_and_not_after(config):
+    (line,) = complaint("train", config, "--set", "rollout.beside=[nowhere]")
+    assert line.startswith("rollout.beside: nowhere: not an exported model (no such folder or run; shipped: ")
+
+
 def test_a_storage_that_cannot_be_written_is_one_line(tmp_path, config):
     (tmp_path / "file").write_text("no folder")
     cfg = load_config(config, [f"storage={tmp_path / 'file'}"])
@@ -162,6 +167,10 @@ def test_commands_that_are_given_something_that_is_not_there_say_so(tmp_path):
     model = tmp_path / "model"
     (line,) = complaint("rollout", model, "--prompts", tmp_path, "--out", tmp_path / "out")
     assert line.startswith(f"{model}: not an exported model (no such folder or run; shipped: ")
+    (line,) = complaint(
+        "rollout", "bounce", "--prompts", tmp_path, "--out", tmp_path / "out", "--seconds", "0"
+    )
+    assert line == "seconds=0.0: Input should be greater than 0"
     (line,) = complaint("check", tmp_path)
     assert (
         line == f"{tmp_path / 'rollouts.json'}: does not exist; give a folder that `worldmodel rollout` wrote"
