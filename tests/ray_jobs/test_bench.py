@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -66,7 +67,28 @@ def test_outside_a_checkout_it_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_the_promised_benchmarks_are_there() -> None:
-    assert {"demo", "zero3_parity", "resume"} <= set(known_benchmarks())
+    promised = {"demo", "zero3_parity", "resume", "render", "codecs", "learn", "stack", "shipped"}
+    assert promised <= set(known_benchmarks())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "promised"),
+    [
+        ("learn", {"position_error_025s_over_frozen", "onset_f1_gain_ci_low", "cpu_minutes", "variants"}),
+        ("shipped", {"model", "hash", "training_hours", "nvpt", "sound_lag_ms", "permanence", "episodes"}),
+    ],
+)
+def test_a_smoke_run_measures_what_is_promised(name: str, promised: set[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ray_jobs.cli", "bench", name, "--smoke", "--json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert promised <= json.loads(done.stdout)["figures"].keys()
 
 
 def test_a_failed_rank_ends_the_others(tmp_path: Path) -> None:
