@@ -84,16 +84,15 @@ def test_the_demo_renders_trains_rolls_out_checks_and_reports(first, out):
     assert {"energy_drift", "sound_identity"} <= checks.keys()
 
 
-def test_the_report_shows_before_training_after_and_truth(first, out):
+def test_the_report_shows_before_training_after_the_shipped_model_and_truth(first, out):
     shown, *others = json.loads((out / "rollouts" / "rollouts.json").read_text())
     assert not any("beside" in row for row in others)
-    clips = [
-        out / "rollouts" / name for name in (shown["beside"]["untrained"], shown["rollout"], shown["truth"])
-    ]
-    assert len({clip.read_bytes() for clip in clips}) == 3
+    files = (shown["beside"]["untrained"], shown["rollout"], shown["beside"]["bounce"], shown["truth"])
+    assert len({(out / "rollouts" / name).read_bytes() for name in files}) == 4
     html = Path(first.said["report"]).read_text()
-    assert html.count("<video") == 3
-    titles = [html.find(f"<figcaption>{title}") for title in ("Before training", "After training", "Truth")]
+    assert html.count("<video") == 4
+    names = ("Before training", "After training", "Model bounce", "Truth")
+    titles = [html.find(f"<figcaption>{title}") for title in names]
     assert -1 not in titles
     assert titles == sorted(titles)
 
