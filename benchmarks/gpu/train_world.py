@@ -214,9 +214,10 @@ def export(
 
 def _log_until(step: int, path: Path) -> TextIO:
     """The log, open to go on with `step`: what was trained after the last checkpoint is trained again."""
-    rows = path.read_text("utf-8").splitlines() if path.exists() else []
-    kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] < step]
-    path.write_text("".join(f"{row}\n" for row in kept), "utf-8")
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may leave half a line
+    kept = [row for row in rows if row["step"] < step + ("eval_video" in row)]  # that one follows its step
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
     return path.open("a", encoding="utf-8")
 
 
