@@ -51,8 +51,10 @@ class WholeParameters:
 
 
 def _all_gather(flat_S: Tensor) -> Tensor:
-    """[W, S] of all ranks' buffers."""
+    """[W, S] of all ranks' buffers. One rank's is the whole already, and is not copied."""
     world_size = dist.get_world_size()
+    if world_size == 1:
+        return flat_S.detach().view(1, -1)
     whole_WS = torch.empty(world_size, flat_S.numel(), dtype=flat_S.dtype, device=flat_S.device)
     dist.all_gather_into_tensor(whole_WS.view(-1), flat_S.detach().contiguous().view(-1))
     return whole_WS
