@@ -59,19 +59,15 @@ def write_other_model(folder: Path) -> None:
     write_checkpoint(folder, PlainEngine(cfg, tiny_layout(cfg)), 1, {})
 
 
-@pytest.fixture(scope="module", params=["block", "step"])
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Runs both engines once each way of gathering: folder, plain rows, and what each rank reports."""
-    folder = tmp_path_factory.mktemp("engines")
-    rows = plain_run(folder)
-    write_other_model(folder / "other")
+def run_ranks(folder: Path, world_size: int, gather: str) -> list[dict[str, Any]]:
+    """What each rank of ZeroEngine reports."""
     ranks = []
-    for rank in range(2):
+    for rank in range(world_size):
         env = {
             **os.environ,
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
+            "WORLD_SIZE": str(world_size),
             "OMP_NUM_THREADS": "1",
         }
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tokenizers"), env.get("PYTHONPATH", "")])
@@ -80,9 +76,9 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             "-m",
             "tests.worldmodel.zero_ranks",
             str(rank),
-            "2",
+            str(world_size),
             str(folder),
-            request.param,
+            gather,
         ]
         log = (folder / f"rank-{rank}.log").open("w")
         ranks.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT))
@@ -93,7 +89,16 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     finally:
         for process in ranks:
             process.kill()
-    results = [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(world_size)]
+
+
+@pytest.fixture(scope="module", params=["block", "step"])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Runs both engines once each way of gathering: folder, plain rows, and what each rank reports."""
+    folder = tmp_path_factory.mktemp("engines")
+    rows = plain_run(folder)
+    write_other_model(folder / "other")
+    results = run_ranks(folder, 2, request.param)
     return {"folder": folder, "plain": rows, "zero": results, "gather": request.param}
 
 
@@ -106,6 +111,19 @@ def test_losses_of_two_ranks_equal_those_of_one_process(both):
     tokens = [row["tokens_audio"] for row in zero]
     assert tokens[2] <= 4 * 8 < max(tokens)  # 4 clips of 8 audio tokens on each rank
     assert tokens == [row["tokens_audio"] for row in plain]
+
+
+@pytest.mark.slow
+def test_one_rank_whose_weights_nobody_gathers_trains_like_one_process(tmp_path):
+    plain = plain_run(tmp_path)
+    write_other_model(tmp_path / "other")
+    (zero,) = run_ranks(tmp_path, 1, "step")
+    assert zero["status"] == "finished"  # only a second rank asks to stop
+    for key in ("loss", "grad_norm"):
+        expected = [row[key] for row in plain[:COMMIT_AT]]
+        assert [row[key] for row in zero["rows"][:COMMIT_AT]] == pytest.approx(expected, rel=1e-3)
+    assert zero["whole_between_steps"] == [True]
+    assert zero["ema_max_difference"] < 1e-6 < 1e-3 < zero["ema_moved"]
 
 
 def test_ranks_report_the_same_rows_and_stop_together_when_one_is_asked(both):

@@ -36,7 +36,7 @@ class GatheredReference:
 
     def __init__(self, engine: ZeroEngine, *, ema_target: float) -> None:
         self.engine, self.ema_target, self.steps = engine, ema_target, 0
-        self.whole_between_steps: set[bool] = set()
+        self.batches, self.whole_between_steps = 0, set[bool]()
         self.average = self.gather(engine.engine.module, TEACHER_PREFIX)
         self.initial = {name: value.clone() for name, value in self.average.items()}
 
@@ -53,6 +53,10 @@ class GatheredReference:
         return {name.removeprefix(prefix): value for name, value in whole.items()}
 
     def follow(self, batch: LatentBatch) -> None:
+        """Called for each micro-batch, after the step of all of them."""
+        self.batches += 1
+        if self.batches % self.engine.micro_batches:
+            return
         modules = self.engine.engine.module, self.engine.teacher_engine.module
         states = {p.ds_status.name for module in modules for p in module.parameters()}  # pyright: ignore
         self.whole_between_steps.add(states == {"AVAILABLE"})
