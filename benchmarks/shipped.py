@@ -13,8 +13,9 @@ from avtok.load import load_codec
 from ray_jobs.bench import Measured
 from ray_jobs.models import find_model
 from worldmodel.checks.of_model import check_model
-from worldmodel.export import FACTS_FILE, WEIGHTS, codecs_of, load_model
+from worldmodel.export import codecs_of, load_model
 from worldmodel.load_config import dump_config
+from worldmodel.model_folder import FACTS_FILE, WEIGHTS
 
 MODEL, WORLD, EPISODES, SECONDS = "bounce", "bounce", 96, 2.0
 FIRST_SEED = 3_000_000_000

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import worldmodel
 from ray_jobs.errors import UserError
+from worldmodel.model_folder import INDEX_FILE
 
 SHIPPED = Path(worldmodel.__file__).parent / "weights"
-INDEX_FILE = "model_index.json"  # worldmodel.export writes it; named here too, for it imports torch
 
 
 def find_model(name: str) -> Path:

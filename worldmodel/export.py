@@ -20,10 +20,7 @@ from torch import Tensor
 from worldmodel.config import ModelConfig, RunConfig
 from worldmodel.layout import Layout
 from worldmodel.model.transformer import WorldTransformer
-
-INDEX_FILE = "model_index.json"
-FACTS_FILE = "facts.json"  # what the model card says, for programs
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+from worldmodel.model_folder import FACTS_FILE, INDEX_FILE, WEIGHTS
 
 
 class NotAModel(ValueError):

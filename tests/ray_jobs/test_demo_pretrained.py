@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ray_jobs.models import SHIPPED, find_model, shipped_models
-from worldmodel.export import FACTS_FILE, WEIGHTS, load_model
+from worldmodel.export import load_model
+from worldmodel.model_folder import FACTS_FILE, WEIGHTS
 
 CLIPS = 3
 MOST_BYTES = 10_000_000

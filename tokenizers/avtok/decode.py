@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from math import sqrt
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy as np
 from av.error import FFmpegError
 
 from avtok.clock import ResampleSpan, SampleTrack, StreamSpan, frame_grid_s, on_frame_grid_s, slack_s
-from avtok.convert import centre_crop, resampled, to_mono, turn_of, upright
+from avtok.convert import resampled, to_mono
+from avtok.frame import display_size, pixel_aspect, to_rgb
 
 # T frames, H W pixels, C channels, N samples.
 
@@ -92,7 +92,7 @@ def probe(uri: str) -> MediaInfo:
                 continue
             for frame in _decode(packet, faults):
                 if isinstance(frame, av.VideoFrame):
-                    size = _display_size(frame, _pixel_aspect(packet.stream))[:2]
+                    size = display_size(frame, pixel_aspect(packet.stream))[:2]
                 elif isinstance(frame, av.AudioFrame):
                     rate = rate or frame.sample_rate
                     audio_span.add(_time_s(frame), frame.samples / frame.sample_rate)
@@ -167,14 +167,14 @@ def _read_video(uri: str, grid_s: np.ndarray, size: tuple[int, int], seek: bool 
         if stream is None:
             return None
         tick = stream.time_base or 0
-        slack, aspect = slack_s(tick), _pixel_aspect(stream)
+        slack, aspect = slack_s(tick), pixel_aspect(stream)
         seek = seek and grid_s[0] > SEEK_AFTER_S and _seek(container, stream, grid_s[0] + origin_s)
         for frame in _frames(container, stream, av.VideoFrame, faults):
             time_s = _time_s(frame) - origin_s
             if seek and shown is None and time_s > grid_s[0] + slack:  # the index pointed past the cut
                 return _read_video(uri, grid_s, size, seek=False)
             while shown is not None and len(images) < len(grid_s) and grid_s[len(images)] + slack < time_s:
-                shown_image = _to_rgb(shown, aspect, size) if shown_image is None else shown_image
+                shown_image = to_rgb(shown, aspect, size) if shown_image is None else shown_image
                 images.append(shown_image)
             if len(images) == len(grid_s):
                 break
@@ -191,7 +191,7 @@ def _read_video(uri: str, grid_s: np.ndarray, size: tuple[int, int], seek: bool 
                     f"{uri}: the picture ends at {shown_end_s:.3f} s, "
                     f"the cut needs {grid_s[-1]:.3f} s{_because(faults)}"
                 )
-            images += [_to_rgb(shown, aspect, size)] * (len(grid_s) - len(images))
+            images += [to_rgb(shown, aspect, size)] * (len(grid_s) - len(images))
     return np.stack(images)
 
 
@@ -228,33 +228,6 @@ def _read_audio(uri: str, first: int, last: int, rate: int, seek: bool = True) -
 
 def _mono(frame: av.AudioFrame) -> np.ndarray:
     return to_mono(frame.to_ndarray(), sample_format=frame.format.name, channels=len(frame.layout.channels))
-
-
-def _display_size(frame: av.VideoFrame, aspect: Fraction) -> tuple[int, int, tuple[bool, bool, bool]]:
-    """Height and width as shown, and the turn. aspect: width of a stored pixel over its height."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    turn = turn_of(None if matrix is None else bytes(matrix))
-    height, width = frame.height, max(1, round(frame.width * aspect))
-    return (width, height, turn) if turn[0] else (height, width, turn)
-
-
-def _to_rgb(frame: av.VideoFrame, aspect: Fraction, size: tuple[int, int]) -> np.ndarray:
-    height, width, turn = _display_size(frame, aspect)
-    scale = max(size[0] / height, size[1] / width)
-    fitted = max(size[0], round(height * scale)), max(size[1], round(width * scale))
-    stored_h, stored_w = fitted[::-1] if turn[0] else fitted
-    rgb = frame.reformat(
-        width=stored_w,
-        height=stored_h,
-        format="rgb24",
-        interpolation="AREA" if scale < 1 else "BICUBIC",
-        threads=1,  # more are started anew for each frame, which takes longer than the frame
-    )
-    return centre_crop(upright(rgb.to_ndarray(), turn), size)
-
-
-def _pixel_aspect(stream: av.VideoStream) -> Fraction:
-    return stream.sample_aspect_ratio or Fraction(1)
 
 
 def _identity(uri: str) -> tuple[str, int, int]:
