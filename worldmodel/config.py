@@ -141,7 +141,9 @@ class TrainConfig(Part):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1, description="CPU threads of one worker")
     gather: Literal["block", "step"] = Field(
-        default="block", description="ZeRO-3 gathers weights block by block, or all once a step if they fit"
+        default="block",
+        description="ZeRO-3 gathers weights and reduces gradients block by block, or all once a step, which "
+        "takes 8 bytes a parameter more on each rank",
     )
     checkpoint_every: int = Field(default=100, ge=1)
     evaluate_every: int = Field(default=250, ge=1)

@@ -51,6 +51,8 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_pa
     said = run(tmp_path / "whole", "--check", "2")
     run(tmp_path / "parts", "--until", "4")
     assert json.loads((tmp_path / "parts" / "checkpoint" / "model.json").read_text())["step"] == 4
+    with (tmp_path / "parts" / "log.jsonl").open("a") as log:
+        log.write('{"step": 4}\n{"step": 5, "lo')  # as a kill after the checkpoint leaves it
     run(tmp_path / "parts")
     whole, parts = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

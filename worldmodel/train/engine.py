@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +27,7 @@ from worldmodel.layout import Layout
 from worldmodel.model.transformer import Block, SelfFlowStudent, WorldTransformer
 from worldmodel.train.ema import ShardEma
 from worldmodel.train.optim import build_optimizer
-from worldmodel.train.whole import Place, WholeParameters
+from worldmodel.train.whole import Place, WholeStep
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema")
 TEACHER_PREFIX = "transformer."
@@ -191,34 +191,25 @@ class ZeroEngine:
             self.teacher_engine, *_ = deepspeed.initialize(
                 model=teacher, config=_settings(cfg, 1), dist_init_required=False
             )
-        self.student = self.engine
         self.average = ShardEma(self.engine, self.teacher_engine, prefix=TEACHER_PREFIX)
         self.micro_batches = micro_batches
-        self.whole_student: WholeParameters | None = None
-        self.whole_teacher: WholeParameters | None = None
-        if cfg.train.gather == "step":
-            places, prefix = self._places(), len(TEACHER_PREFIX)
-            theirs = dict(self.teacher_engine.module.named_parameters())
-            teachers = [
-                Place(theirs[name[prefix:]], place.group, place.offset, place.length)
-                for name, place in places.items()
-                if name.startswith(TEACHER_PREFIX)
-            ]
-            flats = self.optimizer.fp16_partitioned_groups_flat
-            # What these hooks gather and release stays whole; they also trip over the teacher's two lengths.
-            self.optimizer.parameter_offload._remove_module_hooks()
-            self.teacher_engine.optimizer._remove_module_hooks()
-            self.whole_student = WholeParameters(list(places.values()), flats)
-            self.whole_teacher = WholeParameters(teachers, self.average.shards)
+        self.whole = self._keep_whole() if cfg.train.gather == "step" else None
+        self.student: torch.nn.Module = self.engine if self.whole is None else self.engine.module
         self._start_from_fp32(build_student(cfg, layout))
 
-    def _places(self) -> dict[str, Place]:
-        """Of the student's parameters by name; the teacher's shards line up with them."""
-        found = {}
+    def _keep_whole(self) -> WholeStep:
+        """For models that fit whole: takes over DeepSpeed's gathers and reductions, and leaves it the shards."""
+        students = {}
         for name, parameter in self.engine.module.named_parameters():
             group, offset, length = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
-            found[name] = Place(parameter, group, offset, length)
-        return found
+            students[name] = Place(parameter, group, offset, length)
+        teachers = [
+            replace(students[TEACHER_PREFIX + name], parameter=parameter)
+            for name, parameter in self.teacher_engine.module.named_parameters()
+        ]  # whose shards line up with the student's
+        # What these hooks gather and release stays whole; they also trip over the teacher's two lengths.
+        self.teacher_engine.optimizer._remove_module_hooks()
+        return WholeStep(self.optimizer, list(students.values()), teachers, self.average.shards)
 
     @torch.no_grad()
     def _start_from_fp32(self, initial: SelfFlowStudent) -> None:
@@ -235,11 +226,14 @@ class ZeroEngine:
         self.loaded(0)
 
     def teacher(self, *args: Any, **kwargs: Any) -> dict:
-        self.teacher_engine.module.eval()
-        return self.teacher_engine(*args, **kwargs)
+        run = self.teacher_engine if self.whole is None else self.teacher_engine.module
+        return run(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
         """One micro-batch; the last one of a step is followed by `step`."""
+        if self.whole is not None:
+            loss.backward()
+            return
         self.engine.backward(loss * self.world_size, scale_wrt_gas=False)  # gradients are averaged over ranks
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()
@@ -247,15 +241,15 @@ class ZeroEngine:
     def step(self, learning_rate: float) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        if self.whole is not None:
+            return self.whole.step()
         self.engine.step()
-        if self.whole_student is not None:
-            self.whole_student.refresh()
         return float(self.engine.get_global_grad_norm() or 0.0)
 
     def update_ema(self, decay: float) -> None:
         self.average.update(decay)
-        if self.whole_teacher is not None:
-            self.whole_teacher.refresh()
+        if self.whole is not None:
+            self.whole.teacher.refresh()
 
     def all_reduce(self, vector: Tensor) -> Tensor:
         dist.all_reduce(vector)
@@ -285,9 +279,8 @@ class ZeroEngine:
                 optimizer.fp16_partitioned_groups_flat[group].data.copy_(master.data)
             optimizer._unflatten_partitioned_parameters(group)
         self.average.publish()
-        for whole in (self.whole_student, self.whole_teacher):
-            if whole is not None:
-                whole.refresh()
+        if self.whole is not None:
+            self.whole.refresh()
 
 
 def _adam_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Tensor]:

@@ -1,13 +1,15 @@
-"""Whole parameters between steps: one collective a step instead of one a module, for models that fit.
+"""Whole parameters and gradients within a step: two collectives a step instead of some a module and
+micro-batch, for models that fit.
 
 DeepSpeed's own persistent parameters (stage3_param_persistence_threshold) are gathered one by one after each
 step: 170 collectives for a model of six blocks, on CPUs slower than gathering block by block. The shards of
-all parameters of a group lie in one flat buffer, so one collective brings them all. What ZeRO-3 shards
-besides stays sharded: gradients, master weights, moments, average.
+all parameters of a group lie in one flat buffer, so one collective brings them all, and one scatters their
+gradients. What ZeRO-3 shards besides stays sharded: master weights, moments, average.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 # W ranks, S elements of one rank's flat buffer.
 
@@ -48,6 +51,100 @@ class WholeParameters:
             whole = parts.reshape(-1)[:numel].view(place.parameter.ds_shape)
             place.parameter.data = whole
             place.parameter.ds_status = type(place.parameter.ds_status).AVAILABLE
+
+
+class WholeGradients:
+    """Sums the gradients of a step's micro-batches in fp32 on each rank, and shares them out once a step."""
+
+    def __init__(self, places: Sequence[Place], flats: Sequence[Tensor]) -> None:
+        world_size = dist.get_world_size()
+        self.sums = [
+            torch.zeros(world_size, flat.numel(), dtype=torch.float32, device=flat.device) for flat in flats
+        ]
+        self.places = places
+        for place in places:
+            # Within backward, while a gradient is in the cache; it is then freed before the next one is made.
+            into_WL = self.sums[place.group][:, place.offset : place.offset + place.length]
+            place.parameter.register_post_accumulate_grad_hook(functools.partial(_move_gradient, into_WL))
+
+    def share_out(self) -> list[Tensor]:
+        """[S] a group: this rank's shard of the sum over ranks. Valid until the next backward."""
+        return [_reduce_scatter(sums_WS) for sums_WS in self.sums]
+
+    def of_parameters(self, group: int, shard_S: Tensor) -> list[Tensor]:
+        """Views of one group's shard, parameter by parameter."""
+        return [shard_S.narrow(0, p.offset, p.length) for p in self.places if p.group == group]
+
+    def clear(self) -> None:
+        for sums_WS in self.sums:
+            sums_WS.zero_()
+
+
+class WholeStep:
+    """A step of DeepSpeed's ZeRO-3 optimizer around whole weights and gradients of student and teacher.
+
+    DeepSpeed still clips, steps and keeps the shards; its hooks, which gather and reduce, are taken off.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        students: Sequence[Place],
+        teachers: Sequence[Place],
+        teacher_flats: list[Tensor],
+    ) -> None:
+        """optimizer: DeepSpeed's stage 3. teacher_flats: shards of the teacher, laid out like the student's."""
+        self.optimizer = optimizer
+        optimizer.parameter_offload._remove_module_hooks()
+        for hook in (*optimizer._grad_acc_hooks, *optimizer._leaf_module_hooks):
+            hook.remove()
+        # It would put the shard together from its parameters, as they come; here it is in one piece.
+        optimizer._prepare_fp32_grad_for_sub_group = self._hand_over
+        flats = optimizer.fp16_partitioned_groups_flat
+        self.student, self.teacher = (
+            WholeParameters(students, flats),
+            WholeParameters(teachers, teacher_flats),
+        )
+        self.gradients = WholeGradients(students, flats)
+        self.shared: list[Tensor] = []
+
+    def refresh(self) -> None:
+        """Call on all ranks when shards have changed."""
+        self.student.refresh()
+        self.teacher.refresh()
+
+    def step(self) -> float:
+        """The norm of the gradient over all ranks before it was clipped."""
+        self.shared = self.gradients.share_out()
+        for group, shard_S in enumerate(self.shared):
+            # For the norm, which is taken in fp64: parameter by parameter, for the memory.
+            self.optimizer.averaged_gradients[group] = self.gradients.of_parameters(group, shard_S)
+        self.optimizer.step()
+        self.gradients.clear()
+        self.student.refresh()
+        return float(self.optimizer._global_grad_norm)
+
+    def _hand_over(self, group: int) -> None:
+        self.optimizer.fp32_partitioned_groups_flat[group].grad = self.shared[group]
+
+
+@torch.no_grad()
+def _move_gradient(into_WL: Tensor, parameter: Tensor) -> None:
+    gradient = parameter.grad
+    assert gradient is not None, "called after a gradient was accumulated"
+    padding = into_WL.numel() - gradient.numel()  # of the last ranks' shards
+    flat = pad(gradient.flatten(), (0, padding)) if padding else gradient
+    into_WL.add_(flat.reshape(into_WL.shape))
+    parameter.grad = None
+
+
+def _reduce_scatter(sums_WS: Tensor) -> Tensor:
+    """[S] of this rank. One rank's is the whole already, and is not copied."""
+    if dist.get_world_size() == 1:
+        return sums_WS[0]
+    shard_S = torch.empty_like(sums_WS[0])
+    dist.reduce_scatter_tensor(shard_S, sums_WS.view(-1))
+    return shard_S
 
 
 def _all_gather(flat_S: Tensor) -> Tensor:
