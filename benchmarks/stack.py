@@ -5,8 +5,8 @@ segment of the job (ZeRO-3 engine, our loop, cached latents through Ray Data) an
 (plain modules, batches already in memory). A figure is the median over pairs of segments.
 
 Prediction: DeepSpeed alone measured 0.84 at 6 million parameters; its hooks and gathers cost the same at any
-size, so 0.84 and 0.95. Outcome: its copies of gradients grow with the size (0.88 and 0.78); with one scatter a
-step, 0.89 and 0.98.
+size, so 0.84 and 0.95. Outcome: its copies of gradients grow with the size (0.88 and 0.78); with one scatter
+a step 0.97 and 0.97.
 """
 
 from __future__ import annotations

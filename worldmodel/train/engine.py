@@ -198,7 +198,7 @@ class ZeroEngine:
         self._start_from_fp32(build_student(cfg, layout))
 
     def _keep_whole(self) -> WholeStep:
-        """For models that fit whole: takes over DeepSpeed's gathers and reductions, and leaves it the shards."""
+        """For models that fit: takes over DeepSpeed's gathers and reductions, leaves it the shards."""
         students = {}
         for name, parameter in self.engine.module.named_parameters():
             group, offset, length = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]

@@ -93,7 +93,7 @@ class WholeStep:
         teachers: Sequence[Place],
         teacher_flats: list[Tensor],
     ) -> None:
-        """optimizer: DeepSpeed's stage 3. teacher_flats: shards of the teacher, laid out like the student's."""
+        """optimizer: DeepSpeed's stage 3. teacher_flats: laid out like the student's."""
         self.optimizer = optimizer
         optimizer.parameter_offload._remove_module_hooks()
         for hook in (*optimizer._grad_acc_hooks, *optimizer._leaf_module_hooks):
