@@ -143,7 +143,7 @@ class TrainConfig(Part):
     gather: Literal["block", "step"] = Field(
         default="block",
         description="ZeRO-3 gathers weights and reduces gradients block by block, or all once a step, which "
-        "takes 8 bytes a parameter more on each rank",
+        "takes up to 12 bytes a parameter more on each rank",
     )
     checkpoint_every: int = Field(default=100, ge=1)
     evaluate_every: int = Field(default=250, ge=1)

@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
+from worldmodel.train.exchange import Exchange
+
 # W ranks, S elements of one rank's flat buffer.
 
 
@@ -37,20 +39,35 @@ class WholeParameters:
     """Keeps the parameters of one ZeRO-3 module whole. `refresh` on all ranks when shards have changed."""
 
     def __init__(self, places: Sequence[Place], flats: Sequence[Tensor]) -> None:
-        self.places, self.flats = places, flats
+        self.places, self.flats = places, [flat.detach() for flat in flats]
+        self.exchanges = [Exchange(flat) for flat in self.flats]
+        self.wholes = [self._room_for(place) for place in places]
         for place in places:
             place.parameter.ds_persist = True  # hooks then neither gather nor release it
         self.refresh()
 
+    def _room_for(self, place: Place) -> Tensor:
+        """[n] of a whole parameter. One rank's shard is the whole already, and is not copied."""
+        numel, flat_S = math.prod(place.parameter.ds_shape), self.flats[place.group]
+        if dist.get_world_size() == 1:
+            return flat_S[place.offset : place.offset + numel]
+        return flat_S.new_empty(numel)
+
     @torch.no_grad()
     def refresh(self) -> None:
-        gathered_WS = [_all_gather(flat) for flat in self.flats]
-        for place in self.places:
-            parts = gathered_WS[place.group][:, place.offset : place.offset + place.length]
-            numel = math.prod(place.parameter.ds_shape)  # the last rank's shard is padded
-            whole = parts.reshape(-1)[:numel].view(place.parameter.ds_shape)
-            place.parameter.data = whole
+        if dist.get_world_size() > 1:
+            for group, (exchange, flat_S) in enumerate(zip(self.exchanges, self.flats, strict=True)):
+                for rank, shard_S in exchange.gather(flat_S):
+                    self._put(group, rank, shard_S)
+        for place, whole in zip(self.places, self.wholes, strict=True):
+            place.parameter.data = whole.view(place.parameter.ds_shape)
             place.parameter.ds_status = type(place.parameter.ds_status).AVAILABLE
+
+    def _put(self, group: int, rank: int, shard_S: Tensor) -> None:
+        for place, whole in zip(self.places, self.wholes, strict=True):
+            if place.group == group:
+                part = whole[rank * place.length : (rank + 1) * place.length]  # shorter: the last are padded
+                part.copy_(shard_S[place.offset : place.offset + len(part)])
 
 
 class WholeGradients:
@@ -61,6 +78,7 @@ class WholeGradients:
         self.sums = [
             torch.zeros(world_size, flat.numel(), dtype=torch.float32, device=flat.device) for flat in flats
         ]
+        self.exchanges = [Exchange(sums_WS[0]) for sums_WS in self.sums]
         self.places = places
         for place in places:
             # Within backward, while a gradient is in the cache; it is then freed before the next one is made.
@@ -69,7 +87,7 @@ class WholeGradients:
 
     def share_out(self) -> list[Tensor]:
         """[S] a group: this rank's shard of the sum over ranks. Valid until the next backward."""
-        return [_reduce_scatter(sums_WS) for sums_WS in self.sums]
+        return [e.reduce_scatter(sums_WS) for e, sums_WS in zip(self.exchanges, self.sums, strict=True)]
 
     def of_parameters(self, group: int, shard_S: Tensor) -> list[Tensor]:
         """Views of one group's shard, parameter by parameter."""
@@ -136,22 +154,3 @@ def _move_gradient(into_WL: Tensor, parameter: Tensor) -> None:
     flat = pad(gradient.flatten(), (0, padding)) if padding else gradient
     into_WL.add_(flat.reshape(into_WL.shape))
     parameter.grad = None
-
-
-def _reduce_scatter(sums_WS: Tensor) -> Tensor:
-    """[S] of this rank. One rank's is the whole already, and is not copied."""
-    if dist.get_world_size() == 1:
-        return sums_WS[0]
-    shard_S = torch.empty_like(sums_WS[0])
-    dist.reduce_scatter_tensor(shard_S, sums_WS.view(-1))
-    return shard_S
-
-
-def _all_gather(flat_S: Tensor) -> Tensor:
-    """[W, S] of all ranks' buffers. One rank's is the whole already, and is not copied."""
-    world_size = dist.get_world_size()
-    if world_size == 1:
-        return flat_S.detach().view(1, -1)
-    whole_WS = torch.empty(world_size, flat_S.numel(), dtype=flat_S.dtype, device=flat_S.device)
-    dist.all_gather_into_tensor(whole_WS.view(-1), flat_S.detach().contiguous().view(-1))
-    return whole_WS
