@@ -78,7 +78,7 @@ def contact_sound_lag(
 
 
 def onset_f1(pairs: Pairs, prefix_s: float, sample_rate: int, rng: np.random.Generator) -> Check:
-    """Onsets heard in the rollout against the true contacts, within 50 ms, and against those of other clips."""
+    """Onsets heard in the rollout against true contacts, within 50 ms: its own, and those of other clips."""
     usable = [
         (rollout, truth)
         for rollout, truth in pairs
