@@ -26,7 +26,7 @@ from worldmodel.config import RunConfig
 
 Split = Literal["train", "held_out"]
 PADDING = -1
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 ROWS_PER_GROUP = 512
 
 
@@ -34,6 +34,7 @@ ROWS_PER_GROUP = 512
 class Sample:
     """One planned clip: [start_s, end_s) of a file, of which the first valid_s seconds hold media.
 
+    caption: what is to be seen and heard. transcript: what is said between start_s and end_s.
     actions: JSON, one row per frame of the cut. content_sha256 names the bytes that were indexed.
     """
 
@@ -46,13 +47,19 @@ class Sample:
     valid_s: float
     has_video: bool
     has_sound: bool
-    text: str
+    caption: str
+    transcript: str
     actions: str
     content_sha256: str
     group: str
     bucket: str
     weight: float
     seed: int
+
+    @property
+    def text(self) -> str:
+        """What people read of it."""
+        return self.caption or self.transcript
 
 
 _ARROW = {
@@ -232,7 +239,8 @@ def _cuts(row: dict[str, Any], cfg: RunConfig) -> list[dict[str, Any]]:
                 "start_s": row["start_s"] + i * clip_s,
                 "end_s": row["start_s"] + (i + 1) * clip_s,
                 "valid_s": min(clip_s, span_s - i * clip_s),
-                "text": row["caption"] or row["transcript"],
+                "caption": row["caption"],
+                "transcript": _said(row, row["start_s"] + i * clip_s, row["start_s"] + (i + 1) * clip_s),
                 "actions": json.dumps(own_actions) if own_actions else "",
                 "bucket": f"{clip_s:g}s-{cfg.data.size[0]}x{cfg.data.size[1]}-{cfg.data.fps}fps",
                 "weight": 1.0,
@@ -240,6 +248,15 @@ def _cuts(row: dict[str, Any], cfg: RunConfig) -> list[dict[str, Any]]:
             }
         )
     return cuts
+
+
+def _said(row: dict[str, Any], start_s: float, end_s: float) -> str:
+    """Timed words that begin in the cut. A transcript without times is all there is of every cut."""
+    cues = json.loads(row["speech_json"]) if row["speech_json"] else []
+    timed = [cue for cue in cues if "start" in cue]
+    if not timed:
+        return row["transcript"] or " ".join(cue["text"] for cue in cues)
+    return " ".join(cue["text"] for cue in timed if start_s <= float(cue["start"]) < end_s)
 
 
 def _held_out_groups(groups: set[str], fraction: float) -> set[str]:

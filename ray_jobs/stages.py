@@ -17,11 +17,11 @@ from ray_jobs.plan import PADDING, Plan, Sample
 from ray_jobs.preflight import check_codecs
 from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.config import RunConfig
+from worldmodel.model.text import encode_texts
 
 # B clips, T latent steps, H W latent rows and columns, C channels, N text tokens, F frames, A action width.
 
 Row = dict[str, Any]
-BYTE_OFFSET = 1  # text tokens are UTF-8 bytes + 1; 0 is padding
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,13 @@ class EncodeBatch:
         return _padded("audio", latents_TC, self.audio_steps, sample)
 
     def _text_and_actions(self, sample: Sample) -> dict[str, np.ndarray]:
-        text_N = np.zeros(self.cfg.model.text_tokens, dtype=np.int64)
-        encoded = sample.text.encode("utf-8")[: len(text_N)]
-        text_N[: len(encoded)] = np.frombuffer(encoded, dtype=np.uint8).astype(np.int64) + BYTE_OFFSET
+        model = self.cfg.model
+        text_N = encode_texts(
+            sample.caption,
+            sample.transcript,
+            caption_bytes=model.text_tokens,
+            speech_bytes=model.speech_bytes,
+        ).numpy()
         actions_FA, valid_F = self._no_actions()
         if sample.actions:
             given_FA = np.asarray(json.loads(sample.actions), dtype=np.float32)[: self.num_frames]
@@ -152,7 +156,7 @@ class EncodeBatch:
             "video_valid": np.zeros(self.video_steps, dtype=bool),
             "audio": np.zeros(self.audio.spec.latent_shape(self.audio_steps), dtype=np.float16),
             "audio_valid": np.zeros(self.audio_steps, dtype=bool),
-            "text": np.zeros(self.cfg.model.text_tokens, dtype=np.int64),
+            "text": np.zeros(self.cfg.model.text_tokens + self.cfg.model.speech_bytes, dtype=np.int64),
             "actions": actions_FA,
             "actions_valid": actions_valid_F,
         }

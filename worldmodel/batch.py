@@ -28,7 +28,8 @@ class ModalityLatents:
 class LatentBatch:
     """One planned micro-batch. Shapes are fixed within a bucket; an absent clip is zeros with valid False.
 
-    sample_ids_B: int64, -1 for padding. text_BN: uint8 values + 1 as int64, 0 for padding.
+    sample_ids_B: int64, -1 for padding. text_BN: bytes of the caption, then of the transcript, each padded to
+    its own length: values + 1 as int64, 0 for padding.
     actions_BFA: action[i] takes frame i to frame i + 1. reasons: sample_id -> why the clip could not be used.
     targets: features of frozen encoders by name.
     """

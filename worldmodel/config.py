@@ -57,7 +57,14 @@ class ModelConfig(Part):
     window_chunks: int = Field(default=8, ge=1)
     sink_chunks: int = Field(default=1, ge=0)
     text_tokens: int = Field(default=24, ge=1, description="bytes of caption that the model reads")
+    speech_bytes: int = Field(
+        default=0, ge=0, description="bytes of transcript that it reads, apart from the caption"
+    )
+    text_patch: int = Field(default=1, ge=1, description="bytes per text token")
     action_dim: int = Field(default=4, ge=1, description="padded width of one frame's action")
+    action_modulation: bool = Field(
+        default=False, description="actions also modulate every layer (adaLN), chunk by chunk"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -71,6 +78,12 @@ class ModelConfig(Part):
             raise ValueError(
                 f"head_dim={self.head_dim} must be a multiple of 8: rotary pairs for time, height and width"
             )
+        for name in ("text_tokens", "speech_bytes"):
+            if (given := getattr(self, name)) % self.text_patch:
+                near = -(-given // self.text_patch) * self.text_patch
+                raise ValueError(
+                    f"{name}={given} is not a multiple of text_patch={self.text_patch}; use {near}"
+                )
         return self
 
 
@@ -118,7 +131,9 @@ class SelfFlowConfig(Part):
     )
     video_weight: float = Field(default=1.0, ge=0)
     audio_weight: float = Field(default=1.0, ge=0)
-    text_drop: float = Field(default=0.1, ge=0, le=1)
+    text_drop: float = Field(default=0.1, ge=0, le=1, description="clips that are trained without caption")
+    speech_drop: float = Field(default=0.1, ge=0, le=1, description="and without transcript")
+    action_drop: float = Field(default=0.0, ge=0, le=1, description="and without actions")
     noise: NoiseConfig = NoiseConfig()
 
 
@@ -160,6 +175,9 @@ class RolloutConfig(Part):
     steps: int = Field(default=8, ge=1, description="ODE steps a chunk")
     sound_lag: int = Field(default=0, ge=0, description="ODE steps by which sound follows the picture")
     context_noise: float = Field(default=0.05, ge=0, le=1)
+    guidance_text: float = Field(default=1.0, ge=0, description="1 follows as trained, more exaggerates")
+    guidance_speech: float = Field(default=1.0, ge=0)
+    guidance_actions: float = Field(default=1.0, ge=0)
     actors: int = Field(default=2, ge=1)
     sessions_per_actor: int = Field(default=16, ge=1)
     clips: int = Field(default=32, ge=1, description="held-out clips to continue")

@@ -17,6 +17,7 @@ from worldmodel.config import RunConfig
 
 TEXT, ACTION, VIDEO, AUDIO = 0, 1, 2, 3
 MODALITIES = ("text", "action", "video", "audio")
+SPEECH_BYTES_PER_S = 14.0  # English at 150 to 180 words a minute
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Layout:
     action_dim: int
     chunk_s: float
     audio_patch: int = 1  # latent steps of one token
+    speech_tokens: int = 0  # the last of the text tokens: what is said, after what is seen
+    text_patch: int = 1  # bytes of one token
 
     @classmethod
     def from_specs(cls, cfg: RunConfig, video: CodecSpec, audio: CodecSpec) -> Layout:
@@ -65,7 +68,7 @@ class Layout:
                 f"of data.size={list(cfg.data.size)}"
             )
         return cls(
-            text_tokens=cfg.model.text_tokens,
+            text_tokens=(cfg.model.text_tokens + cfg.model.speech_bytes) // cfg.model.text_patch,
             num_chunks=cfg.num_chunks,
             video_steps=frames // video.stride_units,
             video_grid=(height // cfg.model.patch[0], width // cfg.model.patch[1]),
@@ -77,11 +80,24 @@ class Layout:
             action_dim=cfg.model.action_dim,
             chunk_s=cfg.chunk_s,
             audio_patch=cfg.model.audio_patch,
+            speech_tokens=cfg.model.speech_bytes // cfg.model.text_patch,
+            text_patch=cfg.model.text_patch,
         )
 
     def of(self, *, num_chunks: int, text: bool) -> Layout:
         """The same tokens for another number of chunks, with or without the text before them."""
-        return replace(self, num_chunks=num_chunks, text_tokens=self.text_tokens if text else 0)
+        if text:
+            return replace(self, num_chunks=num_chunks)
+        return replace(self, num_chunks=num_chunks, text_tokens=0, speech_tokens=0)
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of caption and transcript together."""
+        return self.text_tokens * self.text_patch
+
+    @property
+    def caption_bytes(self) -> int:
+        return (self.text_tokens - self.speech_tokens) * self.text_patch
 
     @property
     def video_tokens(self) -> int:
@@ -153,7 +169,10 @@ class Layout:
         chunks = chunk.repeat(self.num_chunks, 1)
         chunks[:, 0] += torch.arange(self.num_chunks).repeat_interleave(self.tokens_per_chunk) * self.chunk_s
         text = torch.zeros(self.text_tokens, 3)
-        text[:, 1] = torch.arange(self.text_tokens)  # order of the bytes; text has no time of its own
+        text[:, 1] = torch.arange(self.text_tokens)  # order of the bytes; a caption has no time of its own
+        if self.speech_tokens:  # what is said lies along the clip: attention finds it by distance
+            order = torch.arange(self.speech_tokens)
+            text[-self.speech_tokens :, 0] = (order + 0.5) * self.text_patch / SPEECH_BYTES_PER_S
         return torch.cat([text, chunks]).float()
 
     @cached_property
@@ -170,6 +189,10 @@ class Layout:
         query, key = self.chunk_L[:, None], self.chunk_L[None, :]
         in_window = (key <= query) & ((query - key < window_chunks) | (key < sink_chunks))
         return torch.where(key < 0, torch.ones_like(in_window), in_window & (query >= 0))
+
+    def text_valid(self, text_BN: Tensor) -> Tensor:
+        """[B, bytes] -> [B, text tokens]: a token counts when any of its bytes is there."""
+        return rearrange(text_BN > 0, "b (n p) -> b n p", p=self.text_patch).any(-1)
 
     def pack_video(self, latents_BTHWC: Tensor) -> Tensor:
         """[B, T, H, W, C] -> tokens [B, chunks, video tokens, patch * C]."""

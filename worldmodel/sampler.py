@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.flow import add_noise, predicted_velocity
+from worldmodel.guidance import Chunk, Guidance
 from worldmodel.layout import ACTION, AUDIO, VIDEO
 from worldmodel.model.attention import KeyValue
 from worldmodel.model.rope import rotary_angles
@@ -18,19 +19,6 @@ from worldmodel.randomness import keyed_generator
 
 # B sessions, N chunks (1 here), V video and T audio tokens of a chunk, J cached tokens, K levels, P rotary
 # pairs.
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens of one chunk: video [B, V, patch*C], audio [B, T, patch*C]; which sessions have each; actions
-    that led into it."""
-
-    video_BVC: Tensor
-    audio_BTC: Tensor
-    has_video_B: Tensor
-    has_audio_B: Tensor
-    actions_BA: Tensor
-    actions_valid_B: Tensor
 
 
 @dataclass
@@ -85,10 +73,12 @@ class Sampler:
         text_BN: Tensor,
         seeds: list[int],
         sound_lag: int = 0,
+        guidance: Guidance | None = None,
     ) -> None:
-        """sound_lag: ODE steps by which sound follows the picture, so that it is made from what is seen."""
+        """sound_lag: ODE steps by which sound follows the picture, so that it is made from what is seen.
+        guidance: how far each condition is followed; anything but 1 costs one more row a session."""
         self.model, self.prediction, self.steps, self.context_noise = model, prediction, steps, context_noise
-        self.sound_lag = sound_lag
+        self.sound_lag, self.guidance = sound_lag, guidance or Guidance()
         self.layout = model.layout.of(num_chunks=1, text=False)
         self.seeds, self.device = seeds, text_BN.device
         self.cache = WindowCache(window_chunks=model.cfg.window_chunks, sink_chunks=model.cfg.sink_chunks)
@@ -123,11 +113,16 @@ class Sampler:
             out, _ = self._forward(chunk, x, (now[0], now[1]))
             for index_of, modality in enumerate(x):
                 t, after = now[index_of], following[index_of]
-                v = predicted_velocity(out[modality][:, 0], x[modality], t, self.prediction)
+                guided = self.guidance.combine(out[modality][:, 0])
+                v = predicted_velocity(guided, x[modality], t, self.prediction)
                 x[modality] = x[modality] + (after - t) * v
         chunk = Chunk(x["video"], x["audio"], ones, ones, actions_BA, actions_valid_B)
         self.append(chunk)
         return chunk
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.seeds) * self.guidance.num_variants
 
     def _schedule(self) -> Tensor:
         """Levels [steps + lag + 1, 2] of picture and sound, both from 1 to 0 in equal steps."""
@@ -144,8 +139,9 @@ class Sampler:
         *,
         keep_cache: bool = False,
     ) -> tuple[dict, Tokens]:
-        """t of picture and of sound."""
-        layout, num = self.layout, len(self.seeds)
+        """t of picture and of sound. What comes back has a row for each session and variant of conditions."""
+        chunk, noisy = self.guidance.chunk(chunk), {m: self.guidance.rows(x) for m, x in noisy.items()}
+        layout, num = self.layout, self.num_rows
         valid_BL = torch.ones(num, layout.length, dtype=torch.bool, device=self.device)
         kind = layout.modality_L.to(self.device)
         valid_BL[:, kind == VIDEO] = chunk.has_video_B[:, None]
@@ -177,7 +173,7 @@ class Sampler:
 
     def _levels(self, t: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The table of noise levels: picture, picture, sound, sound, and clean text and actions."""
-        num, layout = len(self.seeds), self.layout
+        num, layout = self.num_rows, self.layout
         level_BK = torch.stack([t[0], t[0], t[1], t[1], torch.zeros_like(t[0])]).expand(num, -1)
         return level_BK, layout.level_slot_L.to(self.device).expand(num, -1)
 
@@ -205,7 +201,8 @@ class Sampler:
     @torch.no_grad()
     def _write_text(self, text_BN: Tensor) -> None:
         """Text sees only text, so its keys and values are computed once."""
-        valid_BL = text_BN > 0
+        text_BN = self.guidance.text(text_BN, self.model.layout.caption_bytes)
+        valid_BL = self.model.layout.text_valid(text_BN)
         self.cache.text = CachedChunk(self.model.encode_text(text_BN, valid_BL), valid_BL)
 
     def _noise(self, name: str, chunk: int, step: int, like: Tensor) -> Tensor:

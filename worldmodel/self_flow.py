@@ -89,10 +89,10 @@ def draw(
     video, audio = layout.pack_video(batch.video.latents), layout.pack_audio(batch.audio.latents)
     evaluating = levels is not None
     levels = sample_levels(layout, cfg, rng) if levels is None else levels
-    text_BN = batch.text_BN
-    if cfg.text_drop and not evaluating:  # dropped for student and teacher together
-        dropped_B1 = rng.uniform("text_drop", (1,)) < cfg.text_drop
-        text_BN = torch.where(dropped_B1.to(text_BN.device), torch.zeros_like(text_BN), text_BN)
+    text_BN, has_actions_BF = batch.text_BN, batch.actions_valid_BF
+    if not evaluating:  # dropped for student and teacher together
+        text_BN = _without_some_text(text_BN, layout, cfg, rng)
+        has_actions_BF = has_actions_BF & ~_dropped("action_drop", cfg.action_drop, rng, has_actions_BF)
     device = video.device
     levels = Levels(*(getattr(levels, f).to(device) for f in Levels.__dataclass_fields__))
     valid_BL = token_mask(layout, batch.video.valid_BT, batch.audio.valid_BT, text_BN)
@@ -103,13 +103,29 @@ def draw(
         video_noise=rng.normal("noise.video", tuple(video.shape[1:])).to(device),
         audio_noise=rng.normal("noise.audio", tuple(audio.shape[1:])).to(device),
         text_BN=text_BN,
-        actions_BNA=layout.pack_actions(batch.actions_BFA * batch.actions_valid_BF[..., None]),
-        actions_valid_BN=layout.pack_actions_valid(batch.actions_valid_BF),
+        actions_BNA=layout.pack_actions(batch.actions_BFA * has_actions_BF[..., None]),
+        actions_valid_BN=layout.pack_actions_valid(has_actions_BF),
         valid_BL=valid_BL,
         loss_BL=levels.loss_BL & valid_BL & learnable_BL,
         levels=levels,
         layout=layout,
     )
+
+
+def _without_some_text(text_BN: Tensor, layout: Layout, cfg: SelfFlowConfig, rng: SampleRandom) -> Tensor:
+    """Captions and transcripts go apart, so that a model is guided by each alone."""
+    is_speech_N = torch.arange(text_BN.shape[1], device=text_BN.device) >= layout.caption_bytes
+    gone_BN = torch.where(
+        is_speech_N,
+        _dropped("speech_drop", cfg.speech_drop, rng, text_BN),
+        _dropped("text_drop", cfg.text_drop, rng, text_BN),
+    )
+    return torch.where(gone_BN, torch.zeros_like(text_BN), text_BN)
+
+
+def _dropped(name: str, share: float, rng: SampleRandom, like: Tensor) -> Tensor:
+    """[B, 1]: clips that are trained without a condition."""
+    return (rng.uniform(name, (1,)) < share).to(like.device)
 
 
 def token_mask(layout: Layout, video_BT: Tensor, audio_BT: Tensor, text_BN: Tensor) -> Tensor:
@@ -118,7 +134,7 @@ def token_mask(layout: Layout, video_BT: Tensor, audio_BT: Tensor, text_BN: Tens
     kind, chunk = layout.modality_L.to(text_BN.device), layout.chunk_L.to(text_BN.device)
     video_BN, audio_BN = layout.chunk_valid(video_BT), layout.chunk_valid(audio_BT)
     valid_BL = torch.zeros(len(text_BN), layout.length, dtype=torch.bool, device=text_BN.device)
-    valid_BL[:, kind == TEXT] = text_BN > 0
+    valid_BL[:, kind == TEXT] = layout.text_valid(text_BN)
     valid_BL[:, kind == ACTION] = True
     valid_BL[:, kind == VIDEO] = video_BN[:, chunk[kind == VIDEO]]
     valid_BL[:, kind == AUDIO] = audio_BN[:, chunk[kind == AUDIO]]

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RolloutConfig
+from worldmodel.guidance import Chunk, Guidance
 from worldmodel.layout import Layout
 from worldmodel.model.transformer import WorldTransformer
-from worldmodel.sampler import Chunk, Sampler
+from worldmodel.sampler import Sampler
 
 # B sessions, N chunks, F frames of a chunk, A action width.
 
@@ -53,6 +54,7 @@ class RolloutSessions:
             steps=self.cfg.steps,
             sound_lag=self.cfg.sound_lag,
             context_noise=self.cfg.context_noise,
+            guidance=Guidance(self.cfg.guidance_text, self.cfg.guidance_speech, self.cfg.guidance_actions),
             text_BN=prefix.text_BN,
             seeds=seeds,
         )

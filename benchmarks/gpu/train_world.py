@@ -96,7 +96,8 @@ def prepare_clips(
 ) -> WorldClips:
     """Latents of all clips, from the cache where it answers this very request."""
     specs = [codec_spec(name).content_hash for name in (cfg.codec.video, cfg.codec.audio)]
-    request = json.dumps([worlds, first, specs, cfg.data.clip_s, cfg.model.text_tokens, cfg.model.action_dim])
+    sizes = [cfg.model.text_tokens, cfg.model.speech_bytes, cfg.model.action_dim]
+    request = json.dumps([worlds, first, specs, cfg.data.clip_s, *sizes])
     if cache.exists():
         with np.load(cache) as stored:
             if str(stored["request"]) == request:

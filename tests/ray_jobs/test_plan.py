@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -70,6 +72,29 @@ def test_media_is_cut_into_whole_clips_and_a_short_file_is_one_with_an_invalid_t
     ]
     assert plan.sample(0).text == "a ball"
     assert plan.sample(3).text == "hello"
+
+
+def test_each_cut_carries_the_words_that_begin_in_it(tmp_path):
+    cues = [
+        {"start": 0.1, "end": 0.5, "text": "bin blue"},
+        {"start": 0.9, "end": 1.4, "text": "at f"},
+        {"start": 1.6, "end": 1.9, "text": "two now"},
+    ]
+    common = {"end_s": 2.0, "duration_s": 2.0}
+    rows = [
+        {"uri": "timed", "group": "a", "speech_json": json.dumps(cues), "transcript": "bin", **common},
+        {"uri": "untimed", "group": "b", "transcript": "bin blue at f", "caption": "a man", **common},
+        {"uri": "mute", "group": "c", "speech_json": json.dumps([{"text": "hm"}]), **common},
+    ]
+    plan = make_plan(write_manifest(tmp_path / "m.parquet", rows), with_data())
+    samples = [plan.sample(i) for i in range(plan.num_samples)]
+    assert [s.transcript for s in samples] == [
+        *("bin blue at f", "two now"),
+        *("bin blue at f", "bin blue at f"),
+        *("hm", "hm"),
+    ]
+    assert [s.caption for s in samples] == ["", "", "a man", "a man", "", ""]
+    assert [s.text for s in samples[:3]] == ["bin blue at f", "two now", "a man"]
 
 
 def test_each_cut_carries_the_actions_of_its_own_frames(tmp_path):

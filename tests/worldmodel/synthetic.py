@@ -67,7 +67,7 @@ def make_batch(layout: Layout, *, number: int = 0, clips: int = 4, has_audio: bo
         sample_ids_B=torch.arange(clips) + number * clips,
         video=_modality(video, True),
         audio=_modality(sound.clone(), has_audio),
-        text_BN=torch.randint(1, 257, (clips, layout.text_tokens), generator=generator),
+        text_BN=torch.randint(1, 257, (clips, layout.text_bytes), generator=generator),
         actions_BFA=torch.randn(clips, frames, layout.action_dim, generator=generator),
         actions_valid_BF=torch.ones(clips, frames, dtype=torch.bool),
     )
@@ -104,6 +104,8 @@ def open_gates(model: torch.nn.Module, *, seed: int = 0) -> None:
         if isinstance(module, WorldTransformer):
             fill(module.video_out.weight)
             fill(module.audio_out.weight)
+            if module.action_level is not None:
+                fill(module.action_level.weight)
 
 
 def open_model(cfg: RunConfig, layout: Layout) -> WorldTransformer:

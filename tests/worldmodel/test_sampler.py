@@ -71,11 +71,14 @@ def assert_cached_as_whole(cache: list[CachedChunk], whole: list, layout: Layout
             assert torch.allclose(v, whole_v[:, :, here], atol=2e-5)
 
 
-@pytest.mark.parametrize("audio_patch", [1, 2])
+CONDITIONS = {"text_patch": 2, "speech_bytes": 6, "action_modulation": True}
+
+
+@pytest.mark.parametrize("options", [{}, {"audio_patch": 2}, CONDITIONS])
 @pytest.mark.parametrize("has_audio", [True, False])
-def test_cached_keys_equal_one_forward_over_the_whole_history(has_audio, audio_patch):
+def test_cached_keys_equal_one_forward_over_the_whole_history(has_audio, options):
     # sink + window: the longest trained history
-    model, layout = build(window=3, sink=1, num_chunks=4, audio_patch=audio_patch)
+    model, layout = build(window=3, sink=1, num_chunks=4, **options)
     batch = make_batch(layout, has_audio=has_audio)
     sampler = sampler_of(model, batch.text_BN, [1, 2, 3, 4])
     for chunk in prefix_as_chunks(batch, layout.of(num_chunks=4, text=False)):

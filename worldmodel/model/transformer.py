@@ -15,7 +15,7 @@ from worldmodel.layout import ACTION, AUDIO, MODALITIES, TEXT, VIDEO, Layout
 from worldmodel.model.attention import Attention, KeyValue, additive
 from worldmodel.model.rope import Rotary, rotary_angles
 from worldmodel.model.stem import CausalStem, Estimate
-from worldmodel.model.text import ByteEmbedding
+from worldmodel.model.text import ByteEmbedding, ByteEncoder
 
 # B clips, L tokens (text, then chunk by chunk: action, video, audio), D width, K distinct noise levels of a
 # row, N chunks, J key tokens.
@@ -152,7 +152,10 @@ class WorldTransformer(nn.Module):
     def __init__(self, cfg: ModelConfig, layout: Layout) -> None:
         super().__init__()
         self.cfg, self.layout = cfg, layout
-        self.text_in = ByteEmbedding(cfg.width)
+        self.text_in = (
+            ByteEmbedding(cfg.width) if cfg.text_patch == 1 else ByteEncoder(cfg.width, cfg.text_patch)
+        )
+        self.speech_kind = nn.Embedding(1, cfg.width) if cfg.speech_bytes else None
         self.action_in = nn.Linear(layout.chunk_frames * layout.action_dim, cfg.width)
         self.video_in = nn.Linear(layout.video_values, cfg.width)
         self.audio_in = nn.Linear(layout.audio_values, cfg.width)
@@ -161,6 +164,9 @@ class WorldTransformer(nn.Module):
         self.stem = CausalStem(layout.video_values, layout.audio_values, cfg.width) if has_stem else None
         self.kind = nn.Embedding(len(MODALITIES), cfg.width)
         self.absent_action = nn.Embedding(1, cfg.width)
+        self.action_level = (
+            nn.Linear(layout.chunk_frames * layout.action_dim, cfg.width) if cfg.action_modulation else None
+        )
         self.levels = LevelEmbedding(cfg.width)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
         self.final_modulation = Modulation(cfg.width, 2)
@@ -179,8 +185,9 @@ class WorldTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Modulation):
                 nn.init.zeros_(module.linear.weight)
-        for out in (self.video_out, self.audio_out):
-            nn.init.zeros_(out.weight)
+        for out in (self.video_out, self.audio_out, self.action_level):
+            if out is not None:
+                nn.init.zeros_(out.weight)
 
     def forward(
         self,
@@ -212,7 +219,7 @@ class WorldTransformer(nn.Module):
         if self.stem is not None:
             seen = self.estimate(tokens, level_BK, level_of_BL, layout=layout)
             x_BLD = x_BLD + self.stem(seen, before, layout).to(x_BLD.dtype)
-        level_BKD = self.levels(level_BK)
+        level_BKD = self._led(self.levels(level_BK), tokens)
         select_BLK = F.one_hot(level_of_BL, level_BK.shape[1]).to(level_BKD.dtype)
         positions = layout.positions_L3.to(device)
         if time_offset_s:
@@ -261,9 +268,9 @@ class WorldTransformer(nn.Module):
         """Unrotated keys and values of the text in every block: it sees only itself, so a rollout needs them
         once."""
         layout = self.layout.of(num_chunks=0, text=True)
-        x_BLD = self.text_in(text_BN) + self.kind.weight[TEXT]
+        x_BLD = self._embed_text(text_BN, layout, self.kind.weight[TEXT])
         level_BKD = self.levels(torch.zeros(len(text_BN), 1, device=text_BN.device))
-        select_BLK = torch.ones(*text_BN.shape, 1, dtype=x_BLD.dtype, device=text_BN.device)
+        select_BLK = torch.ones(*x_BLD.shape[:2], 1, dtype=x_BLD.dtype, device=text_BN.device)
         angles = rotary_angles(layout.positions_L3.to(text_BN.device), self.cfg.head_dim)
         all_LL = torch.ones(layout.length, layout.length, dtype=torch.bool)
         bias, rotary = (
@@ -294,8 +301,26 @@ class WorldTransformer(nn.Module):
             ],
             dim=2,
         )
-        text = None if tokens.text_BN is None else self.text_in(tokens.text_BN) + kind[TEXT]
-        return join_text(text if layout.text_tokens else None, chunks)
+        if tokens.text_BN is None or not layout.text_tokens:
+            return join_text(None, chunks)
+        return join_text(self._embed_text(tokens.text_BN, layout, kind[TEXT]), chunks)
+
+    def _embed_text(self, text_BN: Tensor, layout: Layout, kind_D: Tensor) -> Tensor:
+        """Caption and transcript are encoded apart: no word of one runs into the other."""
+        if self.speech_kind is None:
+            return self.text_in(text_BN) + kind_D
+        caption, speech = text_BN.tensor_split([layout.caption_bytes], dim=1)
+        said = self.text_in(speech) + self.speech_kind.weight[0]
+        return torch.cat([self.text_in(caption), said], dim=1) + kind_D
+
+    def _led(self, level_BKD: Tensor, tokens: Tokens) -> Tensor:
+        """Levels with the actions of their chunk; an unknown action adds nothing."""
+        if self.action_level is None:
+            return level_BKD
+        known_BNA = tokens.actions_BNA * tokens.actions_valid_BN[..., None]
+        led_BND = self.action_level(known_BNA.to(level_BKD.dtype)) * tokens.actions_valid_BN[..., None]
+        # The levels of a chunk: t and s of picture and of sound. The last one is the conditions'.
+        return level_BKD + F.pad(led_BND.repeat_interleave(4, dim=1), (0, 0, 0, 1))
 
 
 class SelfFlowStudent(nn.Module):

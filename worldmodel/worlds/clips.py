@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.config import RunConfig
-from worldmodel.model.text import encode_bytes
+from worldmodel.model.text import encode_texts
 from worldmodel.worlds.bounce import Episode, simulate
 from worldmodel.worlds.settings import world_settings
 
@@ -132,7 +132,12 @@ def encode_episode(
     return (
         video.encode(episode.video_THWC).numpy().astype(np.float16),
         audio.encode(episode.audio_N).numpy().astype(np.float16),
-        encode_bytes(episode.truth.caption, cfg.model.text_tokens).numpy(),
+        encode_texts(
+            episode.truth.caption,
+            "",
+            caption_bytes=cfg.model.text_tokens,
+            speech_bytes=cfg.model.speech_bytes,
+        ).numpy(),
         actions_FA,
         np.full(frames, actions_T2 is not None),
     )
