@@ -116,14 +116,17 @@ def _decode(path: Path, height: int, width: int, fps: float, sample_rate: int) -
     )
 
 
-def _scene(truth: Truth, start_s: float, fps: float) -> Scene:
+def _scene(truth: Truth, start_s: float, fps: float) -> Scene | None:
     """What happens since the cut began; the last frame at or before counts."""
+    whole = scene_of(truth)
+    if whole is None:
+        return None
     first = math.floor(start_s * truth.fps + 1e-6)
     frames = np.arange(first, len(truth.positions_TK2))
     if round(fps) != truth.fps:
         count = math.floor(len(frames) * fps / truth.fps)
         frames = first + np.floor(np.arange(count) * truth.fps / fps + 1e-6).astype(int)
-    whole, contacts_s = scene_of(truth), truth.contact_times_s - start_s
+    contacts_s = truth.contact_times_s - start_s
     return replace(
         whole,
         positions_TB2=whole.positions_TB2[frames],

@@ -80,7 +80,7 @@ def demo(
 
 @app.command()
 def render(
-    world: Annotated[str, typer.Argument(help="embedded world: bounce_one, bounce or pusher")],
+    world: Annotated[str, typer.Argument(help="embedded world: bounce_one, bounce, pusher or talker")],
     out: Annotated[Path, typer.Option(help="folder for the clips")],
     clips: Annotated[int, typer.Option(help="number of clips")] = 64,
     seconds: Annotated[float, typer.Option(help="length of a clip")] = 2.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import ray
 
 from ray_jobs.cluster import tasks_at_once
 from ray_jobs.errors import UserError
-from worldmodel.worlds.bounce import Truth, simulate, write_truth
-from worldmodel.worlds.settings import BounceSettings, world_settings
+from worldmodel.worlds.catalog import WorldSettings, make_episode, world_settings
+from worldmodel.worlds.talker import TalkerSettings, word_events
+from worldmodel.worlds.truth import Truth, write_truth
 
 CLIPS_PER_TASK = 8
 TRUTH_FILE = "truth.parquet"
@@ -65,12 +67,14 @@ def render(
 
 def _row(truth: Truth) -> dict[str, Any]:
     row: dict[str, Any] = {"video": truth.clip, "caption": truth.caption}
+    if truth.voice:
+        row |= {"transcript": truth.transcript, "speech": word_events(truth)}
     if truth.actions_T2 is not None:
         row["actions"] = truth.actions_T2.round(6).tolist()
     return row
 
 
-def settings_of(world: str, split: str = "in") -> BounceSettings:
+def settings_of(world: str, split: str = "in") -> WorldSettings:
     """UserError for a name that is not there."""
     try:
         return world_settings(world, split)
@@ -81,6 +85,8 @@ def settings_of(world: str, split: str = "in") -> BounceSettings:
 def check_render(world: str, *, clips: int, out: Path, duration_s: float, split: str = "in") -> None:
     """UserError for arguments that cannot be rendered; needs no Ray."""
     settings = settings_of(world, split)
+    if isinstance(settings, TalkerSettings) and find_spec("espeakng_loader") is None:
+        raise UserError("world talker needs espeak-ng: pip install 'worldmodel[speech]'")
     if clips < 1:
         raise UserError(f"--clips must be at least 1, got {clips}")
     if round(duration_s * settings.fps) < 1:
@@ -117,7 +123,7 @@ def render_clip(
     from avtok.mux import write_clip
 
     settings = world_settings(world, split)
-    episode = simulate(settings, seed=clip_seed(seed, index), duration_s=duration_s)
+    episode = make_episode(settings, seed=clip_seed(seed, index), duration_s=duration_s)
     name = clip_name(index)
     write_clip(
         Path(out) / name,

@@ -18,9 +18,8 @@ from worldmodel.model.transformer import WorldTransformer
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import Draw, draw
 from worldmodel.session import RolloutSessions
-from worldmodel.worlds.bounce import simulate
+from worldmodel.worlds.catalog import make_episode, world_settings
 from worldmodel.worlds.clips import Codec, make_clips
-from worldmodel.worlds.settings import world_settings
 
 # E episodes, B sessions.
 
@@ -99,7 +98,7 @@ def check_model(
             sessions.step()
         latents = sessions.latents()
         for row, seed in enumerate(some):
-            episode = simulate(world_settings(world, split), seed=seed, duration_s=length_s)
+            episode = make_episode(world_settings(world, split), seed=seed, duration_s=length_s)
             rollouts.append(
                 CheckClip(video.decode(latents.video[row].cpu()), audio.decode(latents.audio[row].cpu()))
             )

@@ -33,9 +33,13 @@ class Scene:
     colors: tuple[str, ...] = ()
 
 
-def scene_of(truth: Truth) -> Scene:
-    """What checks need of a truth. Colours of bounce_one come with the material, and its one body is found
-    without them."""
+def scene_of(truth: Truth) -> Scene | None:
+    """What checks of motion need of a truth; None where no body moves.
+
+    Colours of bounce_one come with the material, and its one body is found without them.
+    """
+    if not truth.materials:
+        return None
     return Scene(
         positions_TB2=truth.positions_TK2,
         visible_TB=truth.visible_TK,

@@ -12,7 +12,7 @@ from worldmodel.worlds.physics import PUSHER_MASS, Disc, Motion, move
 from worldmodel.worlds.pusher import wander
 from worldmodel.worlds.settings import PUSHER_RADIUS, BounceSettings
 from worldmodel.worlds.sound import MATERIALS, Strike, contact_sound
-from worldmodel.worlds.truth import Contact, Truth, read_truth, write_truth
+from worldmodel.worlds.truth import Contact, Episode, Truth, read_truth, write_truth
 
 __all__ = ["BounceSettings", "Contact", "Episode", "Truth", "read_truth", "simulate", "write_truth"]
 
@@ -20,15 +20,6 @@ __all__ = ["BounceSettings", "Contact", "Episode", "Truth", "read_truth", "simul
 
 TRIES = 200  # draws of a starting place before the earlier bodies are moved, too
 CLEARANCE = 0.005  # box widths between bodies at the start
-
-
-@dataclass(frozen=True, eq=False)
-class Episode:
-    """One rendered clip: video_THWC uint8 RGB, audio_N float32 mono in [-1, 1], and what truly happened."""
-
-    video_THWC: np.ndarray
-    audio_N: np.ndarray
-    truth: Truth
 
 
 @dataclass(frozen=True)

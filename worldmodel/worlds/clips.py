@@ -17,8 +17,8 @@ from torch import Tensor
 from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.config import RunConfig
 from worldmodel.model.text import encode_texts
-from worldmodel.worlds.bounce import Episode, simulate
-from worldmodel.worlds.settings import world_settings
+from worldmodel.worlds.catalog import make_episode, world_settings
+from worldmodel.worlds.truth import Episode
 
 # B clips, E episodes, T latent steps, H W C of a latent, N text tokens, F frames, A action width.
 
@@ -118,7 +118,7 @@ def _episode(world: str, seed: int, cfg: RunConfig, *, split: str) -> Episode:
             f"world {world} has {settings.size_px} px at {settings.fps} fps and {settings.sample_rate} Hz; "
             f"the config asks for {cfg.data.size} at {cfg.data.fps} and {cfg.data.sample_rate}"
         )
-    return simulate(settings, seed=seed, duration_s=cfg.data.clip_s)
+    return make_episode(settings, seed=seed, duration_s=cfg.data.clip_s)
 
 
 def encode_episode(
@@ -134,7 +134,7 @@ def encode_episode(
         audio.encode(episode.audio_N).numpy().astype(np.float16),
         encode_texts(
             episode.truth.caption,
-            "",
+            episode.truth.transcript,
             caption_bytes=cfg.model.text_tokens,
             speech_bytes=cfg.model.speech_bytes,
         ).numpy(),

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from worldmodel.worlds.speech import SpeechEvent
+
 # T frames, K bodies; the last axis of 2 is x to the right and y down, as image columns and rows.
 
 WALLS = ("left", "right", "top", "bottom")
@@ -35,7 +37,8 @@ class Truth:
     """Positions and radii in box widths, velocities in box widths/s; frame i is the state at i / fps s.
 
     visible_TK: share of a body that nothing hides. occluder: left, top, right, bottom. actions_T2[i] is what
-    the pusher was told from frame i to frame i + 1, in box widths/s.
+    the pusher was told from frame i to frame i + 1, in box widths/s. transcript: what is said to its end
+    within the clip; words and phonemes have times. mouth_T2: how far open and how wide, each 0 to 1.
     """
 
     world: str
@@ -56,11 +59,25 @@ class Truth:
     occluder: tuple[float, float, float, float] | None = None
     pusher_T2: np.ndarray | None = None
     actions_T2: np.ndarray | None = None
+    transcript: str = ""
+    voice: str = ""
+    words: tuple[SpeechEvent, ...] = ()
+    phonemes: tuple[SpeechEvent, ...] = ()
+    mouth_T2: np.ndarray | None = None
     clip: str = ""
 
     @property
     def contact_times_s(self) -> np.ndarray:
         return np.array([contact.time_s for contact in self.contacts])
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One rendered clip: video_THWC uint8 RGB, audio_N float32 mono in [-1, 1], and what truly happened."""
+
+    video_THWC: np.ndarray
+    audio_N: np.ndarray
+    truth: Truth
 
 
 _PAIR = pa.list_(pa.float64(), 2)
@@ -74,6 +91,7 @@ _CONTACT = pa.struct(
         ("other_body", pa.int32()),
     ]
 )
+_SPEECH = pa.list_(pa.struct([("name", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())]))
 SCHEMA = pa.schema(
     [
         ("clip", pa.string()),
@@ -95,6 +113,11 @@ SCHEMA = pa.schema(
         ("occluder", pa.list_(pa.float64())),
         ("pusher", pa.list_(_PAIR)),
         ("actions", pa.list_(_PAIR)),
+        ("transcript", pa.string()),
+        ("voice", pa.string()),
+        ("words", _SPEECH),
+        ("phonemes", _SPEECH),
+        ("mouth", pa.list_(_PAIR)),
     ]
 )
 _SCALARS = SCHEMA.names[:8]
@@ -131,22 +154,32 @@ def _to_row(truth: Truth) -> dict[str, Any]:
         "occluder": None if truth.occluder is None else list(truth.occluder),
         "pusher": None if truth.pusher_T2 is None else truth.pusher_T2.tolist(),
         "actions": None if truth.actions_T2 is None else truth.actions_T2.tolist(),
+        "transcript": truth.transcript,
+        "voice": truth.voice,
+        "words": [vars(word) for word in truth.words],
+        "phonemes": [vars(phoneme) for phoneme in truth.phonemes],
+        "mouth": None if truth.mouth_T2 is None else truth.mouth_T2.tolist(),
     }
 
 
 def _from_row(row: dict[str, Any]) -> Truth:
-    num_bodies = len(row["radius"])
+    num_frames, num_bodies = len(row["positions"]), len(row["radius"])
     return Truth(
         **{name: row[name] for name in _SCALARS},
         materials=tuple(row["materials"]),
         colors=tuple(row["colors"]),
         radius_K=np.array(row["radius"]),
         mass_K=np.array(row["mass"]),
-        positions_TK2=np.array(row["positions"]).reshape(-1, num_bodies, 2),
-        velocities_TK2=np.array(row["velocities"]).reshape(-1, num_bodies, 2),
-        visible_TK=np.array(row["visible"]).reshape(-1, num_bodies),
+        positions_TK2=np.array(row["positions"]).reshape(num_frames, num_bodies, 2),
+        velocities_TK2=np.array(row["velocities"]).reshape(num_frames, num_bodies, 2),
+        visible_TK=np.array(row["visible"]).reshape(num_frames, num_bodies),
         contacts=tuple(Contact(**contact) for contact in row["contacts"]),
         occluder=None if row["occluder"] is None else tuple(row["occluder"]),
         pusher_T2=None if row["pusher"] is None else np.array(row["pusher"]).reshape(-1, 2),
         actions_T2=None if row["actions"] is None else np.array(row["actions"]).reshape(-1, 2),
+        transcript=row["transcript"],
+        voice=row["voice"],
+        words=tuple(SpeechEvent(**event) for event in row["words"]),
+        phonemes=tuple(SpeechEvent(**event) for event in row["phonemes"]),
+        mouth_T2=None if row["mouth"] is None else np.array(row["mouth"]).reshape(-1, 2),
     )
