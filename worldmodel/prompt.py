@@ -1,0 +1,96 @@
+"""What people type -> what a model is conditioned on: a caption, and apart from it what is said.
+
+Three forms mean the same: quoted speech (`a man says "bin blue"`), tags (`a man says <S>bin blue<E>`), and
+JSON (`{"caption": "a man says", "speech": "bin blue"}`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from worldmodel.config import ModelConfig
+
+_QUOTES = re.compile(r'"([^"]*)"|“([^”]*)”|<S>(.*?)<E>', re.DOTALL)
+_LEFT_OVER = re.compile(r'["“”]|<S>|<E>')
+_KEYS = {"caption", "prompt", "speech", "transcript"}
+
+
+class PromptError(ValueError):
+    """A prompt that no clip can be made from; one line says what, what was given, and what to do."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """caption: what is seen and heard. speech: what is said, without quotes; empty where nobody speaks."""
+
+    caption: str
+    speech: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Prompt:
+        """PromptError for nothing at all, an open quote, or JSON that is no prompt."""
+        text = text.strip()
+        if text.startswith("{"):
+            return cls._from_json(text)
+        said = [
+            next(group for group in match.groups() if group is not None) for match in _QUOTES.finditer(text)
+        ]
+        seen = _QUOTES.sub(" ", text)
+        if mark := _LEFT_OVER.search(seen):
+            raise PromptError(
+                f"the prompt opens or closes speech with {mark.group()} alone: {text!r:.80}; "
+                'put what is said between two "'
+            )
+        return cls(_one_line(seen), _one_line(" ".join(said)))._not_empty()
+
+    @classmethod
+    def _from_json(cls, text: str) -> Prompt:
+        try:
+            given: dict[str, Any] = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PromptError(
+                f'the prompt begins with {{ and is not JSON ({error}); use {{"caption": ..., "speech": ...}}'
+            ) from None
+        if unknown := sorted(given.keys() - _KEYS):
+            raise PromptError(f"a prompt has no {', '.join(unknown)}; it has {', '.join(sorted(_KEYS))}")
+        caption, speech = (
+            given.get("caption", given.get("prompt", "")),
+            given.get("speech", given.get("transcript", "")),
+        )
+        if isinstance(speech, list):  # cues, as in a manifest
+            speech = " ".join(str(cue["text"] if isinstance(cue, dict) else cue) for cue in speech)
+        if not isinstance(caption, str) or not isinstance(speech, str):
+            raise PromptError(
+                f"caption and speech of a prompt are text, got {caption!r:.40} and {speech!r:.40}"
+            )
+        return cls(_one_line(caption), _one_line(speech))._not_empty()
+
+    def _not_empty(self) -> Prompt:
+        if not self.caption and not self.speech:
+            raise PromptError('the prompt is empty; say what is to be seen, such as "a red steel ball"')
+        return self
+
+    def check(self, model: ModelConfig) -> None:
+        """PromptError for what this model cannot read to its end, or has no place for."""
+        if self.speech and not model.speech_bytes:
+            raise PromptError(
+                f"this model does not speak, and the prompt says {self.speech!r:.40}; take the quotes "
+                "away, or use a model with model.speech_bytes"
+            )
+        for name, text, room in (
+            ("caption", self.caption, model.text_tokens),
+            ("speech", self.speech, model.speech_bytes),
+        ):
+            if (length := len(text.encode())) > room:
+                raise PromptError(
+                    f"the {name} is {length} bytes long and this model reads {room}: {text!r:.60}; leave out "
+                    f"{length - room}"
+                )
+
+
+def _one_line(text: str) -> str:
+    """Single spaces, and none before a comma or a full stop that followed a quote."""
+    return re.sub(r"\s+([,.;!?])", r"\1", " ".join(text.split())).strip(" ,;:")
