@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from ray_jobs.cli_generate import generate
 from ray_jobs.cli_output import Address, Json, Set, answer, keep_standard_output, short
 from ray_jobs.cli_tokenizer import tokenizer_app
 from ray_jobs.errors import DISK_FULL, UserError, is_disk_full
@@ -27,6 +28,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Describe data.")
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
+app.command()(generate)
 
 
 @app.command()

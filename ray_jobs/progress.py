@@ -20,6 +20,7 @@ WORDS = {
     "workers": "starting training workers",
     "train": "training",
     "rollout": "continuing clips",
+    "generate": "making chunks",
     "check": "checking",
     "report": "writing the report",
     "stopping": "stopping: committing first (Ctrl-C again gives up at once)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +17,8 @@ from worldmodel.model.rope import rotary_angles
 from worldmodel.model.stem import Estimate
 from worldmodel.model.transformer import Tokens, WorldTransformer
 from worldmodel.randomness import keyed_generator
+
+LEARNED = ("video", "audio")
 
 # B sessions, N chunks (1 here), V video and T audio tokens of a chunk, J cached tokens, K levels, P rotary
 # pairs.
@@ -99,17 +102,23 @@ class Sampler:
         self.cache.before = self.model.estimate(tokens, level_BK, level_of_BL, layout=self.layout)
 
     @torch.no_grad()
-    def generate(self, actions_BA: Tensor, actions_valid_B: Tensor) -> Chunk:
-        """Denoises the next chunk from noise by Euler steps and takes it into the history."""
+    def generate(
+        self, actions_BA: Tensor, actions_valid_B: Tensor, given: dict[str, Tensor] | None = None
+    ) -> Chunk:
+        """Denoises the next chunk from noise by Euler steps and takes it into the history.
+
+        given: tokens of one modality, "video" or "audio", that the other is made for.
+        """
+        given = given or {}
         index, num = self.cache.num_chunks, len(self.seeds)
         layout, ones = self.layout, torch.ones(num, dtype=torch.bool, device=self.device)
         like = {
             "video": torch.empty(num, layout.video_tokens, layout.video_values),
             "audio": torch.empty(num, layout.audio_tokens, layout.audio_values),
         }
-        x = {modality: self._noise(modality, index, 0, shape) for modality, shape in like.items()}
+        x = {modality: self._noise(modality, index, 0, shape) for modality, shape in like.items()} | given
         chunk = Chunk(x["video"], x["audio"], ones, ones, actions_BA, actions_valid_B)
-        for now, following in pairwise(self._schedule()):
+        for now, following in pairwise(self._schedule(given)):
             out, _ = self._forward(chunk, x, (now[0], now[1]))
             for index_of, modality in enumerate(x):
                 t, after = now[index_of], following[index_of]
@@ -124,9 +133,13 @@ class Sampler:
     def num_rows(self) -> int:
         return len(self.seeds) * self.guidance.num_variants
 
-    def _schedule(self) -> Tensor:
-        """Levels [steps + lag + 1, 2] of picture and sound, both from 1 to 0 in equal steps."""
+    def _schedule(self, given: Collection[str] = ()) -> Tensor:
+        """Levels [steps + lag + 1, 2] of picture and sound, both from 1 to 0 in equal steps; what is given is
+        clean throughout."""
         falling = torch.linspace(1, 0, self.steps + 1, device=self.device)
+        if given:
+            levels = {m: torch.zeros_like(falling) if m in given else falling for m in LEARNED}
+            return torch.stack(list(levels.values()), dim=1)
         picture = torch.cat([falling, falling.new_zeros(self.sound_lag)])
         sound = torch.cat([falling.new_ones(self.sound_lag), falling])
         return torch.stack([picture, sound], dim=1)

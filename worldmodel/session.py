@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -33,16 +34,16 @@ class RolloutSessions:
     model: WorldTransformer
     cfg: RolloutConfig
     prediction: str
-    log: list[tuple[str, Tensor | None]] = field(default_factory=list)
+    log: list[tuple[str, Tensor | None, tuple[str, ...]]] = field(default_factory=list)
 
     def reset(self, prefix: LatentBatch, *, prefix_chunks: int, seeds: list[int]) -> None:
-        """Starts one session a clip from its first `prefix_chunks` chunks. ValueError when the clip is
-        shorter."""
+        """Starts one session a clip from its first `prefix_chunks` chunks; from nothing where that is 0.
+        ValueError when the clip is shorter."""
         layout = self.model.layout
         available = prefix.video.latents.shape[1] // layout.video_steps
-        if not 1 <= prefix_chunks <= available:
+        if not 0 <= prefix_chunks <= available:
             raise ValueError(
-                f"prefix of {prefix_chunks} chunks asked, clips have {available}; use 1 to {available}"
+                f"prefix of {prefix_chunks} chunks asked, clips have {available}; use 0 to {available}"
             )
         if len(seeds) != prefix.num_clips:
             raise ValueError(f"{prefix.num_clips} sessions need as many seeds, got {len(seeds)}")
@@ -66,10 +67,10 @@ class RolloutSessions:
         for chunk in self.chunks:
             self.sampler.append(chunk)
 
-    def step(self, actions_BFA: Tensor | None = None) -> Chunk:
+    def step(self, actions_BFA: Tensor | None = None, given: Collection[str] = ()) -> Chunk:
         """Generates the next chunk under `actions_BFA` (those that lead into its frames), the clip's own, or
-        none."""
-        self.log.append(("step", actions_BFA))
+        none. given: modalities that are taken from the clip, "video" or "audio"; the other is made for it."""
+        self.log.append(("step", actions_BFA, tuple(given)))
         num, layout = len(self.seeds), self.model.layout
         index = len(self.chunks)
         if actions_BFA is not None:
@@ -79,21 +80,28 @@ class RolloutSessions:
         else:
             actions_BA = torch.zeros(num, layout.chunk_frames * layout.action_dim)
             valid_B = torch.zeros(num, dtype=torch.bool)
-        chunk = self.sampler.generate(actions_BA, valid_B)
+        chunk = self.sampler.generate(actions_BA, valid_B, self._recorded(index, given))
         self.chunks.append(chunk)
         return chunk
 
     def flush(self) -> None:
         """Forgets all but the sinks and the last chunk."""
-        self.log.append(("flush", None))
+        self.log.append(("flush", None, ()))
         self.sampler.cache.flush()
 
     def replay(self) -> None:
         """Runs the log again from the prefix: the same chunks, bit for bit."""
         log, self.log = self.log, []
         self.reset(self.prefix, prefix_chunks=self.prefix_chunks, seeds=self.seeds)
-        for event, actions in log:
-            self.step(actions) if event == "step" else self.flush()
+        for event, actions, given in log:
+            self.step(actions, given) if event == "step" else self.flush()
+
+    def _recorded(self, index: int, given: Collection[str]) -> dict[str, Tensor]:
+        """ValueError past the clip's end."""
+        if given and index >= len(self.recorded):
+            raise ValueError(f"chunk {index} was to be made for {', '.join(given)}, which ends before it")
+        parts = {"video": "video_BVC", "audio": "audio_BTC"}
+        return {name: getattr(self.recorded[index], parts[name]) for name in given}
 
     def latents(self) -> Latents:
         """Everything so far, prefix included."""

@@ -26,6 +26,7 @@ SUBCOMMANDS = (
     "rollout",
     "check",
     "export",
+    "generate",
     "submit",
     "doctor",
     "bench",

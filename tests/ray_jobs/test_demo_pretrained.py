@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs.models import SHIPPED, find_model, shipped_models
+from ray_jobs.models import find_model
 from worldmodel.export import load_model
-from worldmodel.model_folder import FACTS_FILE, WEIGHTS
+from worldmodel.model_folder import FACTS_FILE, SHIPPED, WEIGHTS, shipped_models
 
 CLIPS = 3
 MOST_BYTES = 10_000_000

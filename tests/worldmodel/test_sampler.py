@@ -262,9 +262,9 @@ def test_a_prefix_without_sound_is_continued_with_finite_picture_and_sound():
 def test_a_prefix_that_does_not_fit_is_said():
     model, layout = build(window=3, sink=1, num_chunks=4)
     sessions = RolloutSessions(model, ROLLOUT, "x")
-    for prefix_chunks in (0, 5):
+    for prefix_chunks in (-1, 5):
         with pytest.raises(
-            ValueError, match=rf"prefix of {prefix_chunks} chunks asked, clips have 4; use 1 to 4"
+            ValueError, match=rf"prefix of {prefix_chunks} chunks asked, clips have 4; use 0 to 4"
         ):
             sessions.reset(make_batch(layout), prefix_chunks=prefix_chunks, seeds=[1, 2, 3, 4])
     with pytest.raises(ValueError, match="4 sessions need as many seeds, got 2"):
