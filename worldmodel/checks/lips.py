@@ -36,8 +36,8 @@ def loudness(audio_N: np.ndarray, sample_rate: int, times_s: np.ndarray) -> np.n
 def lip_fit(
     clips: Sequence[tuple[np.ndarray, np.ndarray]], *, fps: float, sample_rate: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(lags in seconds [L], correlation of each clip [E, L]) of (video_THWC, audio_N) pairs. At a positive lag
-    the sound is moved to be earlier: where it fits best there, it is late."""
+    """(lags in seconds [L], correlation of each clip [E, L]) of (video_THWC, audio_N) pairs. At a positive
+    lag the sound is moved to be earlier: where it fits best there, it is late."""
     lags_S = np.arange(-round(REACH_S * GRID_HZ), round(REACH_S * GRID_HZ) + 1)
     rows = []
     for video_THWC, audio_N in clips:
@@ -52,8 +52,8 @@ def lip_fit(
 def lip_offset_ms(
     clips: Sequence[tuple[np.ndarray, np.ndarray]], *, fps: float, sample_rate: int
 ) -> tuple[float, float]:
-    """(offset, fit): how late the sound is against the mouth over all clips together, in milliseconds, and the
-    mean correlation there. NaN and 0 where no mouth opens or nothing is heard."""
+    """(offset, fit): how late the sound is against the mouth over all clips together, in milliseconds, and
+    the mean correlation there. NaN and 0 where no mouth opens or nothing is heard."""
     lags_L, fit_EL = lip_fit(clips, fps=fps, sample_rate=sample_rate)
     usable_EL = fit_EL[np.isfinite(fit_EL).all(axis=1)]
     if not len(usable_EL):
