@@ -23,8 +23,10 @@ def generate(
     audio: Annotated[Path | None, typer.Option(help="its sound, which the picture is made for")] = None,
     frames: Annotated[int | None, typer.Option(help="of the whole clip; default: as trained")] = None,
     steps: Annotated[int | None, typer.Option(help="ODE steps a chunk; default: the model's own")] = None,
-    guidance: Annotated[float, typer.Option(help="how far the caption is followed; 1 as trained")] = 1.0,
-    speech_guidance: Annotated[float, typer.Option(help="how far the speech is followed")] = 1.0,
+    guidance: Annotated[
+        float | None, typer.Option(help="how far the caption is followed; default: the model's own")
+    ] = None,
+    speech_guidance: Annotated[float | None, typer.Option(help="and the speech")] = None,
     seed: Annotated[
         int | None, typer.Option(help="the same seed makes the same clip; default: a new one")
     ] = None,

@@ -105,8 +105,8 @@ class WorldModelPipeline:
         width: int | None = None,
         frame_rate: float | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float = 1.0,
-        speech_guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
+        speech_guidance_scale: float | None = None,
         seed: int | None = None,
         progress: Progress | None = None,
     ) -> Clip:
@@ -136,22 +136,25 @@ class WorldModelPipeline:
             raise BadRequest(
                 f"the beginning fills all of num_frames={num_frames}; give less, or ask for more frames"
             )
-        steps = self.cfg.rollout.steps if num_inference_steps is None else num_inference_steps
-        if steps < 1 or min(guidance_scale, speech_guidance_scale) < 0:
-            raise BadRequest(
-                f"num_inference_steps must be at least 1 and guidance at least 0, got {steps}, "
-                f"{guidance_scale} and {speech_guidance_scale}"
-            )
         seed = secrets.randbits(31) if seed is None else seed
-        rollout = self.cfg.rollout.model_copy(
-            update={"steps": steps, "guidance_text": guidance_scale, "guidance_speech": speech_guidance_scale}
-        )
+        rollout = self._rollout(num_inference_steps, guidance_scale, speech_guidance_scale)
         latents = self._latents(prompt, given, num_frames // chunk, seed, rollout, progress)
         frames = np.asarray(self.video.decode(latents.video[0]))
         sound = np.asarray(self.audio.decode(latents.audio[0]), dtype=np.float32)
         digest = hashlib.sha256(latents.video.numpy().tobytes() + latents.audio.numpy().tobytes())
         digest.update(np.ascontiguousarray(frames).tobytes())
         return Clip(frames, sound, data.fps, data.sample_rate, prompt, seed, latents, digest.hexdigest())
+
+    def _rollout(self, steps: int | None, caption: float | None, speech: float | None) -> RolloutConfig:
+        """The model's own with what is given instead."""
+        given = {"steps": steps, "guidance_text": caption, "guidance_speech": speech}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given.get("steps", 1) < 1 or min(given.values(), default=0) < 0:
+            raise BadRequest(
+                f"num_inference_steps must be at least 1 and guidance at least 0, got {steps}, {caption} "
+                f"and {speech}"
+            )
+        return self.cfg.rollout.model_copy(update=given)
 
     def _latents(
         self,

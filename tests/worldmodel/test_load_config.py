@@ -10,7 +10,9 @@ from tests.worldmodel.synthetic import tiny_config
 from worldmodel.config import RunConfig
 from worldmodel.load_config import ConfigError, config_difference, dump_config, load_config
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted(
+    path for path in (Path(__file__).parents[2] / "configs").rglob("*.yaml") if path.parent.name != "codecs"
+)
 
 
 @pytest.fixture

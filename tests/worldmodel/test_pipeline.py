@@ -81,6 +81,21 @@ def test_given_sound_is_kept_and_decides_the_picture(pipe, episode):
     assert np.abs(quiet.audio).max() < 0.05
 
 
+def test_steps_and_guidance_are_the_models_own_unless_given(pipe):
+    rollout = pipe.cfg.rollout.model_copy(update={"guidance_text": 4.0, "steps": 2})
+    own = WorldModelPipeline(
+        pipe.model,
+        pipe.cfg.model_copy(update={"rollout": rollout}),
+        pipe.prediction,
+        video=pipe.video,
+        audio=pipe.audio,
+        name="own",
+    )
+    asked = pipe(PROMPT, seed=1, num_frames=8, guidance_scale=4.0, num_inference_steps=2)
+    assert own(PROMPT, seed=1, num_frames=8).sha256 == asked.sha256
+    assert own(PROMPT, seed=1, num_frames=8, guidance_scale=1.0).sha256 != asked.sha256
+
+
 def test_progress_is_told_chunk_by_chunk(pipe):
     told: list[tuple[int, int]] = []
     pipe(
