@@ -50,7 +50,7 @@ def generate(
         read = Prompt.parse(prompt)
         if explain:
             found = explained(read, pipe.cfg)
-            answer(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))
+            answer(found, as_json, "\n".join(f"{key}: {_words(value)}" for key, value in found.items()))
             read.check(pipe.cfg.model)
             return
         with ProgressDisplay() as display:
@@ -84,3 +84,9 @@ def explained(prompt: Any, cfg: Any) -> dict[str, Any]:
         f"{cfg.data.sample_rate} Hz",
         "steps": cfg.rollout.steps,
     }
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return f"{value['text']!r}, {value['bytes']} of {value['of']} bytes"

@@ -11,20 +11,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-# B sessions, V variants of conditions, N bytes, V video and T audio tokens of a chunk, A values of actions.
+from worldmodel.chunk import Chunk
 
-
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens of one chunk: video [B, V, patch*C], audio [B, T, patch*C]; which sessions have each; actions
-    that led into it."""
-
-    video_BVC: Tensor
-    audio_BTC: Tensor
-    has_video_B: Tensor
-    has_audio_B: Tensor
-    actions_BA: Tensor
-    actions_valid_B: Tensor
+# B sessions, V variants of conditions, N bytes.
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from worldmodel.config import RunConfig
 
 TEXT, ACTION, VIDEO, AUDIO = 0, 1, 2, 3
 MODALITIES = ("text", "action", "video", "audio")
+LEARNED = ("video", "audio")  # what is denoised; the others are conditions
 SPEECH_BYTES_PER_S = 14.0  # English at 150 to 180 words a minute
 
 

@@ -136,6 +136,8 @@ class WorldModelPipeline:
             raise BadRequest(
                 f"the beginning fills all of num_frames={num_frames}; give less, or ask for more frames"
             )
+        if seed is not None and seed < 0:
+            raise BadRequest(f"seed={seed} is below 0; use 0 or more")
         seed = secrets.randbits(31) if seed is None else seed
         rollout = self._rollout(num_inference_steps, guidance_scale, speech_guidance_scale)
         latents = self._latents(prompt, given, num_frames // chunk, seed, rollout, progress)
@@ -234,7 +236,7 @@ class WorldModelPipeline:
             )
         samples = whole * self.cfg.data.sample_rate // self.cfg.data.fps
         if audio is not None:
-            sound = self._media("audio", audio, whole)[1]
+            sound = self._whole_sound(audio, whole)
         has_sound = sound is not None and len(sound) >= samples
         return Given(frames[:whole], sound[:samples] if has_sound and sound is not None else None)
 

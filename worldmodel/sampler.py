@@ -9,16 +9,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from worldmodel.chunk import Chunk
 from worldmodel.flow import add_noise, predicted_velocity
-from worldmodel.guidance import Chunk, Guidance
-from worldmodel.layout import ACTION, AUDIO, VIDEO
+from worldmodel.guidance import Guidance
+from worldmodel.layout import ACTION, AUDIO, LEARNED, VIDEO
 from worldmodel.model.attention import KeyValue
 from worldmodel.model.rope import rotary_angles
 from worldmodel.model.stem import Estimate
 from worldmodel.model.transformer import Tokens, WorldTransformer
 from worldmodel.randomness import keyed_generator
-
-LEARNED = ("video", "audio")
 
 # B sessions, N chunks (1 here), V video and T audio tokens of a chunk, J cached tokens, K levels, P rotary
 # pairs.

@@ -17,13 +17,12 @@ from torch import Tensor
 from worldmodel.batch import LatentBatch
 from worldmodel.config import SelfFlowConfig
 from worldmodel.flow import MIN_DIVISOR, Levels, add_noise, predicted_velocity, sample_levels, velocity_target
-from worldmodel.layout import ACTION, AUDIO, TEXT, VIDEO, Layout
+from worldmodel.layout import ACTION, AUDIO, LEARNED, TEXT, VIDEO, Layout
 from worldmodel.model.transformer import Tokens, split_text
 from worldmodel.randomness import SampleRandom
 
 # B clips, L tokens, N chunks, V video tokens and T audio tokens of a chunk, C channels of a token, D width.
 
-LEARNED = ("video", "audio")
 Network = Callable[..., dict]
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from worldmodel.batch import LatentBatch
+from worldmodel.chunk import Chunk
 from worldmodel.config import RolloutConfig
-from worldmodel.guidance import Chunk, Guidance
+from worldmodel.guidance import Guidance
 from worldmodel.layout import Layout
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.sampler import Sampler

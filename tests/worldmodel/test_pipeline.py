@@ -118,6 +118,11 @@ def test_progress_is_told_chunk_by_chunk(pipe):
         ({"video": np.zeros((8, 32, 32, 3), np.uint8)}, r"must be finite uint8 of \[any, 64, 64, 3\]"),
         ({"audio": np.zeros(16000, np.float32)}, "1.00 s of sound for a clip of 2.00 s; give more"),
         ({"audio": np.full(32000, np.nan, np.float32)}, "audio must be finite float32"),
+        ({"seed": -1}, "seed=-1 is below 0"),
+        (
+            {"video": np.zeros((8, 64, 64, 3), np.uint8), "audio": np.zeros(4000, np.float32)},
+            "0.25 s of sound for a clip of 0.50 s",
+        ),
         ({"image": "missing.png"}, r"missing\.png"),
         ({"image": __file__}, r"image .*test_pipeline"),
         ({"image": np.zeros((64, 64, 3), np.uint8), "video": "x.mp4"}, "image and video are both given"),

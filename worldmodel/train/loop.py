@@ -15,9 +15,9 @@ from torch import Tensor
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
 from worldmodel.flow import MIN_DIVISOR, homogeneous_levels
-from worldmodel.layout import Layout
+from worldmodel.layout import LEARNED, Layout
 from worldmodel.randomness import SampleRandom
-from worldmodel.self_flow import LEARNED, draw, self_flow_losses
+from worldmodel.self_flow import draw, self_flow_losses
 from worldmodel.train.engine import Engine
 from worldmodel.train.metrics import Signals, step_row
 from worldmodel.train.optim import ema_decay, learning_rate

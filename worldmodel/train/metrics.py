@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from worldmodel.self_flow import LEARNED, Draw, Losses
+from worldmodel.layout import LEARNED
+from worldmodel.self_flow import Draw, Losses
 
 
 @dataclass
