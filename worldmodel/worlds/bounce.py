@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worldmodel.worlds.captions import caption_of, short_caption
 from worldmodel.worlds.drawing import COLORS, Look, draw_scene
 from worldmodel.worlds.physics import PUSHER_MASS, Disc, Motion, move
 from worldmodel.worlds.pusher import wander
@@ -76,7 +77,9 @@ def simulate(
         fps=settings.fps,
         sample_rate=settings.sample_rate,
         duration_s=num_frames / settings.fps,
-        caption=_caption(scene, settings),
+        caption=caption_of(scene.discs, scene.materials, scene.colors)
+        if settings.colors
+        else short_caption(scene.materials),
         materials=scene.materials,
         colors=scene.colors,
         radius_K=np.array([disc.radius for disc in scene.discs]),
@@ -169,18 +172,3 @@ def _strikes(motion: Motion, materials: tuple[str, ...]) -> list[Strike]:
         for body in (contact.body, contact.other_body)
         if body >= 0
     ]
-
-
-def _caption(scene: Scene, settings: BounceSettings) -> str:
-    if not settings.colors:
-        names = [MATERIALS[name].adjective for name in scene.materials]
-        return f"{_article(names[0])} {names[0]} ball bounces" if len(names) == 1 else f"{len(names)} balls"
-    bodies = [
-        f"{_article(color)} {color} {MATERIALS[name].adjective} ball"
-        for color, name in zip(scene.colors, scene.materials, strict=True)
-    ]
-    return bodies[0] if len(bodies) == 1 else f"{', '.join(bodies[:-1])} and {bodies[-1]}"
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
