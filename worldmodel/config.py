@@ -61,6 +61,9 @@ class ModelConfig(Part):
         default=0, ge=0, description="bytes of transcript that it reads, apart from the caption"
     )
     text_patch: int = Field(default=1, ge=1, description="bytes per text token")
+    voices: tuple[str, ...] = Field(
+        default=(), description="how captions of the training clips begin that name a speaker"
+    )
     action_dim: int = Field(default=4, ge=1, description="padded width of one frame's action")
     action_modulation: bool = Field(
         default=False, description="actions also modulate every layer (adaLN), chunk by chunk"

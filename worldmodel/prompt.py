@@ -1,7 +1,8 @@
 """What people type -> what a model is conditioned on: a caption, and apart from it what is said.
 
 Three forms mean the same: quoted speech (`a man says "bin blue"`), tags (`a man says <S>bin blue<E>`), and
-JSON (`{"caption": "a man says", "speech": "bin blue"}`).
+JSON (`{"caption": "a man says", "speech": "bin blue"}`). JSON may also name a voice that the model knows:
+`{"voice": "a woman", "caption": "with red hair", "speech": "bin blue"}` is "a woman with red hair says".
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from worldmodel.config import ModelConfig
 
 _QUOTES = re.compile(r'"([^"]*)"|“([^”]*)”|<S>(.*?)<E>', re.DOTALL)
 _LEFT_OVER = re.compile(r'["“”]|<S>|<E>')
-_KEYS = {"caption", "prompt", "speech", "transcript"}
+_KEYS = {"caption", "prompt", "speech", "transcript", "voice"}
 
 
 class PromptError(ValueError):
@@ -24,10 +25,12 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """caption: what is seen and heard. speech: what is said, without quotes; empty where nobody speaks."""
+    """caption: what is seen and heard. speech: what is said, without quotes; empty where nobody speaks.
+    voice: whose, where the prompt names one apart; the caption then begins with it."""
 
     caption: str
     speech: str = ""
+    voice: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Prompt:
@@ -62,11 +65,15 @@ class Prompt:
         )
         if isinstance(speech, list):  # cues, as in a manifest
             speech = " ".join(str(cue["text"] if isinstance(cue, dict) else cue) for cue in speech)
-        if not isinstance(caption, str) or not isinstance(speech, str):
+        voice = given.get("voice", "")
+        if not all(isinstance(part, str) for part in (caption, speech, voice)):
             raise PromptError(
-                f"caption and speech of a prompt are text, got {caption!r:.40} and {speech!r:.40}"
+                f"caption, speech and voice of a prompt are text, got {caption!r:.40}, {speech!r:.40} and "
+                f"{voice!r:.40}"
             )
-        return cls(_one_line(caption), _one_line(speech))._not_empty()
+        if voice:
+            caption = f"{voice} {caption} says"
+        return cls(_one_line(caption), _one_line(speech), voice)._not_empty()
 
     def _not_empty(self) -> Prompt:
         if not self.caption and not self.speech:
@@ -79,6 +86,11 @@ class Prompt:
             raise PromptError(
                 f"this model does not speak, and the prompt says {self.speech!r:.40}; take the quotes "
                 "away, or use a model with model.speech_bytes"
+            )
+        if self.voice and self.voice not in model.voices:
+            known = ", ".join(repr(voice) for voice in model.voices)
+            raise PromptError(
+                f"no voice is named {self.voice!r:.40}; this model has {known or 'none to choose from'}"
             )
         for name, text, room in (
             ("caption", self.caption, model.text_tokens),

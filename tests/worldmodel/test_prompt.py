@@ -53,7 +53,8 @@ def test_what_is_outside_the_quotes_is_the_caption(text, prompt):
         ('a man says "hello', 'opens or closes speech with "'),
         ("a man says hello<E>", "opens or closes speech with <E>"),
         ('{"caption": "a', "is not JSON"),
-        ('{"caption": "a", "voice": "x"}', "a prompt has no voice; it has caption"),
+        ('{"caption": "a", "fps": 3}', "a prompt has no fps; it has caption"),
+        ('{"caption": "a", "voice": ["x"]}', r"are text, got 'a', '' and \['x'\]"),
         ('{"caption": 3}', "are text, got 3"),
     ],
 )
@@ -77,3 +78,15 @@ def test_a_prompt_is_held_against_what_the_model_reads():
         SPOKEN.check(ModelConfig(text_tokens=16, speech_bytes=20))
     with pytest.raises(PromptError, match="11 bytes long and this model reads 10"):  # bytes, not letters
         Prompt("Bälle rollt"[:10]).check(ModelConfig(text_tokens=10))
+
+
+def test_a_voice_is_one_that_the_model_knows():
+    model = ModelConfig(text_tokens=48, speech_bytes=24, voices=("a man", "a woman"))
+    named = Prompt.parse('{"voice": "a woman", "caption": "with red hair", "speech": "bin blue"}')
+    assert (named.caption, named.speech) == ("a woman with red hair says", "bin blue")
+    named.check(model)
+    assert Prompt.parse('{"voice": "a man", "speech": "bin blue"}').caption == "a man says"
+    with pytest.raises(PromptError, match="no voice is named 'a robot'; this model has 'a man', 'a woman'"):
+        Prompt.parse('{"voice": "a robot", "speech": "bin blue"}').check(model)
+    with pytest.raises(PromptError, match="this model has none to choose from"):
+        named.check(ModelConfig(text_tokens=48, speech_bytes=24))
