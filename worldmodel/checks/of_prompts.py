@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,8 +41,10 @@ def from_prompts(
     world: str,
     seeds: Sequence[int],
     split: str = "in",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Prompted:
-    """Clips as long as the trained ones, one a seed of `world`, as cfg.rollout says; noise is the seed's."""
+    """Clips as long as the trained ones, one a seed of `world`, as cfg.rollout says; noise is the seed's.
+    progress: called with (chunks made, of all)."""
     found = Prompted([], [], [])
     size = cfg.rollout.sessions_per_actor
     for first in range(0, len(seeds), size):
@@ -52,8 +54,11 @@ def from_prompts(
         ]
         texts_BN = torch.stack([_text(episode.truth, cfg) for episode in episodes])
         sessions = from_nothing(model, cfg, texts_BN, cfg.rollout, seeds=some)
-        for _ in range(cfg.num_chunks):
+        for chunk in range(cfg.num_chunks):
             sessions.step()
+            if progress:
+                done = first * cfg.num_chunks + (chunk + 1) * len(some)
+                progress(done, len(seeds) * cfg.num_chunks)
         latents = sessions.latents()
         for row, episode in enumerate(episodes):
             found.truths.append(episode.truth)
