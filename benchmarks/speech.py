@@ -1,8 +1,8 @@
 """The shipped `talker` on sentences that it never saw: is the sentence heard, and does the mouth go with it?
 
 Clips from caption and transcript alone. wer_minus_codec: above the same recogniser's error on the true clips
-through the codec; shuffled_minus_wer: below its error against another episode's sentence. lip_offset_ms: later
-than in true clips.
+through the codec; shuffled_minus_wer: below its error against another episode's sentence. lip_offset_ms:
+later than in true clips.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ class News:
     attempt: int = 0
     outcome: dict[str, Any] | None = None
     failures: list[str] = field(default_factory=list)
+    committed_at: list[float] = field(default_factory=list)  # Unix times
 
 
 class Board:
@@ -57,6 +58,9 @@ class Board:
 
     def failed(self, message: str) -> None:
         self.news.failures.append(message)
+
+    def committed(self, at_s: float) -> None:
+        self.news.committed_at.append(at_s)
 
     def ended(self, outcome: dict[str, Any]) -> None:
         """The first word counts: after a failure other ranks and restarts only meet its consequences."""

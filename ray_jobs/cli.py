@@ -11,8 +11,14 @@ from typing import Annotated
 
 import typer
 
+from ray_jobs.cli_collect import collect
+from ray_jobs.cli_env import env
 from ray_jobs.cli_generate import generate
+from ray_jobs.cli_kuberay import kuberay
+from ray_jobs.cli_lerobot import export_lerobot
 from ray_jobs.cli_output import Address, Json, Set, answer, keep_standard_output, short
+from ray_jobs.cli_prompts import check_prompts
+from ray_jobs.cli_serve import serve
 from ray_jobs.cli_tokenizer import tokenizer_app
 from ray_jobs.errors import DISK_FULL, UserError, is_disk_full
 from worldmodel.load_config import ConfigError
@@ -29,6 +35,12 @@ data_app = typer.Typer(no_args_is_help=True, help="Describe data.")
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.command()(generate)
+app.command()(kuberay)
+app.command()(collect)
+app.command("export-lerobot")(export_lerobot)
+app.command("check-prompts")(check_prompts)
+app.command("env")(env)
+app.command()(serve)
 
 
 @app.command()
@@ -182,6 +194,7 @@ def tokenize(
 def train(
     config: Annotated[Path, typer.Argument(help="YAML of the run")],
     overrides: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="what it would take; no cluster")] = False,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -190,6 +203,10 @@ def train(
     from worldmodel.load_config import load_config
 
     cfg = load_config(config, overrides)
+    if dry_run:
+        from ray_jobs.dry_run import answer_dry_run
+
+        return answer_dry_run(cfg, as_json)
     check_given(cfg)  # before the imports that cost seconds
     from ray_jobs.cluster import connect
     from ray_jobs.progress import ProgressDisplay
@@ -286,7 +303,7 @@ def export(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit(
     context: typer.Context,
-    kind: Annotated[str, typer.Argument(help="train, render, rollout, tokenize or demo")],
+    kind: Annotated[str, typer.Argument(help="train, tokenize, render, rollout, serve or demo")],
     address: Annotated[str, typer.Option(help="dashboard of the cluster, such as http://127.0.0.1:8265")],
     wait: Annotated[bool, typer.Option(help="follow the job to its end")] = True,
     as_json: Json = False,

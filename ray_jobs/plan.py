@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from einops import rearrange
 
+from ray_jobs.actions import resampled
 from ray_jobs.errors import UserError
 from ray_jobs.index import read_manifest
 from worldmodel.config import RunConfig
@@ -35,7 +36,7 @@ class Sample:
     """One planned clip: [start_s, end_s) of a file, of which the first valid_s seconds hold media.
 
     caption: what is to be seen and heard. transcript: what is said between start_s and end_s.
-    actions: JSON, one row per frame of the cut. content_sha256 names the bytes that were indexed.
+    actions: JSON, one row per frame at data.fps. content_sha256 names the bytes that were indexed.
     """
 
     sample_id: int
@@ -228,6 +229,9 @@ def _cuts(row: dict[str, Any], cfg: RunConfig) -> list[dict[str, Any]]:
             f"{row['uri']}: actions are {len(actions[0])} wide, model.action_dim is {cfg.model.action_dim}; "
             f"use --set model.action_dim={len(actions[0])}"
         )
+    if actions:  # one per frame of the file
+        told_FA, start_s = np.array(actions), row["start_s"]
+        actions = resampled(told_FA, clip_hz=row["fps"], grid_hz=cfg.data.fps, start_s=start_s).tolist()
     cuts = []
     for i in range(max(1, int((span_s + frame_s) / clip_s))):  # containers round a duration by up to a frame
         first_frame = round(i * clip_s * cfg.data.fps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from avtok.decode import ClipError, DecodedClip, decode_clip
 from avtok.load import load_codec
 from avtok.spec import CodecSpec
 from ray_jobs.cache import CacheWriteError, LatentCache
+from ray_jobs.metrics import RunMetrics
 from ray_jobs.plan import PADDING, Plan, Sample
 from ray_jobs.preflight import check_codecs
 from worldmodel.batch import LatentBatch, ModalityLatents
@@ -45,6 +47,7 @@ class EncodeBatch:
         self.num_frames = round(cfg.data.clip_s * cfg.data.fps)
         self.video_steps = self.video.spec.steps_of_units(self.num_frames)
         self.audio_steps = self.audio.spec.steps_of_units(round(cfg.data.clip_s * cfg.data.sample_rate))
+        self.metrics = RunMetrics(cfg.name)
         self.cache = LatentCache(cfg.data.cache, (self.video.spec, self.audio.spec), cfg.data)
 
     def __call__(self, row: Row) -> Row:
@@ -76,6 +79,7 @@ class EncodeBatch:
         sample = self.plan.sample(sample_id)
         cached = self.cache.read(sample)
         if cached is not None:
+            self.metrics.add("cached_clips_total")
             return ClipLatents(empty | cached | self._text_and_actions(sample), was_cached=True)
         try:
             latents = self._decode_and_encode(sample)
@@ -99,6 +103,7 @@ class EncodeBatch:
             valid_s = audio.units_of_steps(min(whole, self.audio_steps)) / data.sample_rate
         if not whole:
             raise ClipError(f"{sample.uri}: {sample.valid_s:.3f} s is shorter than one latent step")
+        began = time.perf_counter()
         clip = decode_clip(
             sample.uri,
             start_s=sample.start_s,
@@ -110,9 +115,16 @@ class EncodeBatch:
             context_samples=audio.left_context_units,
             audio_uri=sample.audio_uri or None,
         )
+        decoded = time.perf_counter()
         latents = self._encode_picture(sample, clip) | self._encode_sound(sample, clip)
         if not latents:
             raise ClipError(f"{sample.uri}: neither picture nor sound where the manifest promised them")
+        self.metrics.encoded(
+            media_s=valid_s,
+            decode_s=decoded - began,
+            encode_s=time.perf_counter() - decoded,
+            num_bytes=sum(array.nbytes for array in latents.values()),
+        )
         return latents
 
     def _encode_picture(self, sample: Sample, clip: DecodedClip) -> dict[str, np.ndarray]:

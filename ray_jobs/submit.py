@@ -18,11 +18,12 @@ from ray_jobs.cluster import TOKEN_ADVICE, no_answer
 from ray_jobs.errors import JobError, UserError
 from ray_jobs.runtime_env import ROOT, is_checkout, job_runtime_env
 from worldmodel.load_config import load_config
+from worldmodel.model_folder import shipped_models
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-Kind = Literal["train", "render", "rollout", "tokenize", "demo"]
+Kind = Literal["train", "render", "rollout", "tokenize", "serve", "demo"]
 OnLine = Callable[[str], None]
 DASHBOARD_PORT = 8265
 GCS_PORT = 6379
@@ -54,7 +55,7 @@ def submit(
     on_line: OnLine | None = None,
 ) -> SubmitResult:
     """Runs `worldmodel KIND ARGS` as a job on the cluster whose dashboard is at `address`. on_line gets each
-    line of its log, with the line end. Ctrl-C leaves the job to itself.
+    line of its log, with the line end. Ctrl-C leaves the job to itself. `serve` goes on until it is stopped.
 
     UserError for what was given (also when the job itself says so by exit 2), JobError with the end of the
     log when the job fails.
@@ -167,6 +168,8 @@ def check_paths(kind: str, args: list[str], working_dir: Path | None) -> list[st
     for name in ("--out", "--prompts"):
         for path in _values(args, name):
             _must_be_absolute(name, path)
+    if kind in ("rollout", "serve"):
+        _check_model(kind, args)
     if kind not in ("train", "tokenize"):
         return args
     is_config = [
@@ -187,6 +190,19 @@ def check_paths(kind: str, args: list[str], working_dir: Path | None) -> list[st
             "move it there, or give its folder as working_dir"
         )
     return [*args[:config], str(file.relative_to(working_dir)), *args[config + 1 :]]
+
+
+def _check_model(kind: str, args: list[str]) -> None:
+    """A run or folder must be there for the job too; a shipped model travels with the packages."""
+    is_value = [
+        before.startswith("--") and "=" not in before and before != "--json" for before in ["", *args[:-1]]
+    ]
+    given = [a for a, value in zip(args, is_value, strict=True) if not value and not a.startswith("-")]
+    shipped = shipped_models()
+    if not given:
+        raise UserError(f"submit {kind}: no model given; shipped: {', '.join(shipped)}")
+    if given[0] not in shipped:
+        _must_be_absolute("model", given[0])
 
 
 def _must_be_absolute(what: str, path: str) -> None:

@@ -21,6 +21,7 @@ from ray_jobs.cluster import check_fits
 from ray_jobs.errors import DISK_FULL, JobError, UserError, disk_full_is_an_error, is_disk_full
 from ray_jobs.export import export_run
 from ray_jobs.index import index_sources, read_left_out
+from ray_jobs.metrics import RunMetrics
 from ray_jobs.metrics_files import MetricsFiles
 from ray_jobs.plan import Plan, make_plan
 from ray_jobs.preflight import check_given
@@ -118,6 +119,7 @@ def run_training(
     assert plan is not None
     with disk_full_is_an_error(folder.path):
         metrics = MetricsFiles(folder.path)
+    exported = _exported_metrics(cfg, folder)
     news = News()
     first_step_s, failures = 0.0, list[str]()
     outcome: dict[str, Any] | None = None
@@ -134,8 +136,12 @@ def run_training(
                 first_step_s = first_step_s or time.monotonic() - began
                 if not metrics.write(row | {"attempt": news.attempt}):
                     board.request_stop.remote()  # what was trained may still fit into a commit
+                exported.row(row)
                 if progress:
                     progress("train", row | {"total": cfg.train.steps})
+            for at_s in news.committed_at:
+                exported.add("commits_total")
+                exported.set("last_commit_timestamp_seconds", at_s)
             outcome, failures = outcome or news.outcome, failures + news.failures
             if not alive:
                 break
@@ -174,6 +180,15 @@ def account(folder: RunFolder, plan: Plan) -> dict[str, Any]:
     accounting = {**ledger.accounting_dict(plan), "left_out": read_left_out(str(folder.manifest))}
     write_whole(folder.path / "accounting.json", json.dumps(accounting, indent=1))
     return accounting
+
+
+def _exported_metrics(cfg: RunConfig, folder: RunFolder) -> RunMetrics:
+    """For Prometheus. A resumed run has a last commit from the start, or its age would be unknown."""
+    exported = RunMetrics(cfg.name)
+    exported.set("planned_steps", cfg.train.steps)
+    if commit := last_commit(folder.path):
+        exported.set("last_commit_timestamp_seconds", commit.stat().st_mtime)
+    return exported
 
 
 def _is_trained(folder: RunFolder, cfg: RunConfig) -> bool:

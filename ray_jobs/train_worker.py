@@ -21,6 +21,7 @@ from avtok.load import codec_spec
 from ray_jobs.accounting import Ledger
 from ray_jobs.dataset import held_out_batches, rank_stream
 from ray_jobs.errors import DISK_FULL, JobError, is_disk_full
+from ray_jobs.metrics import RunMetrics
 from ray_jobs.plan import Plan
 from ray_jobs.runtime_env import package_version
 from worldmodel.batch import LatentBatch
@@ -100,11 +101,16 @@ def _train(
             )
         return held_out
 
+    def commit(step: int) -> None:
+        commits.commit(step)
+        if rank == 0:
+            board.committed.remote(time.time())
+
     stream = rank_stream(
         plan, cfg, start_step=start_step, end_step=cfg.train.steps, rank=rank, world_size=world_size
     )
     hooks = Hooks(
-        commit=commits.commit,
+        commit=commit,
         consumed=commits.consumed,
         on_row=(lambda row: _post(board, row)) if rank == 0 else (lambda row: None),
         should_stop=StopRequest(board, attempt, rank),
@@ -139,9 +145,12 @@ class Commits:
 
     def __init__(self, cfg: RunConfig, engine: Engine, ledger: Ledger, attempt: int) -> None:
         self.cfg, self.engine, self.ledger, self.attempt = cfg, engine, ledger, attempt
+        self.metrics = RunMetrics(cfg.name)
 
     def consumed(self, batch: LatentBatch) -> None:
-        self.ledger.add(batch.epoch, batch.sample_ids_B.tolist(), batch.reasons)
+        sample_ids = batch.sample_ids_B.tolist()
+        self.ledger.add(batch.epoch, sample_ids, batch.reasons)
+        self.metrics.consumed(sample_ids, batch.reasons)
 
     def commit(self, step: int) -> None:
         """A barrier over ranks. Folder names carry the attempt: what a crash left half-written is never mixed

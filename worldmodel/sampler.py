@@ -28,6 +28,9 @@ class CachedChunk:
     keys_values: list[KeyValue]  # unrotated, one pair a block
     valid_BJ: Tensor
 
+    def keep(self, rows_R: Tensor) -> CachedChunk:
+        return CachedChunk([(k[rows_R], v[rows_R]) for k, v in self.keys_values], self.valid_BJ[rows_R])
+
 
 class WindowCache:
     """Text, the first `sink_chunks` chunks and the last ones, never more than the trained window.
@@ -60,6 +63,14 @@ class WindowCache:
     def flush(self) -> None:
         """Keeps the sinks and the last chunk only: instant control after a change of scene or action."""
         del self.window[:-1]
+
+    def keep(self, rows_R: Tensor) -> None:
+        """Forgets all rows but these, which may be of any order."""
+        self.text = None if self.text is None else self.text.keep(rows_R)
+        self.sinks = [chunk.keep(rows_R) for chunk in self.sinks]
+        self.window = [chunk.keep(rows_R) for chunk in self.window]
+        if self.before is not None:
+            self.before = Estimate(self.before.video_BNVC[rows_R], self.before.audio_BNTC[rows_R])
 
 
 class Sampler:
@@ -127,6 +138,12 @@ class Sampler:
         chunk = Chunk(x["video"], x["audio"], ones, ones, actions_BA, actions_valid_B)
         self.append(chunk)
         return chunk
+
+    def keep(self, sessions: list[int]) -> None:
+        """Goes on with these sessions only, which thereby get the numbers 0, 1, ..."""
+        variants_V1 = len(self.seeds) * torch.arange(self.guidance.num_variants)[:, None]
+        self.cache.keep((variants_V1 + torch.tensor(sessions)).flatten().to(self.device))
+        self.seeds = [self.seeds[session] for session in sessions]
 
     @property
     def num_rows(self) -> int:

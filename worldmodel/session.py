@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
-from worldmodel.batch import LatentBatch
+from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.chunk import Chunk
 from worldmodel.config import RolloutConfig
 from worldmodel.guidance import Guidance
@@ -75,7 +75,8 @@ class RolloutSessions:
         num, layout = len(self.seeds), self.model.layout
         index = len(self.chunks)
         if actions_BFA is not None:
-            actions_BA, valid_B = actions_BFA.flatten(1), torch.ones(num, dtype=torch.bool)
+            actions_BA = actions_BFA.flatten(1)
+            valid_B = torch.ones(num, dtype=torch.bool, device=actions_BA.device)
         elif index < len(self.recorded):
             actions_BA, valid_B = self.recorded[index].actions_BA, self.recorded[index].actions_valid_B
         else:
@@ -89,6 +90,20 @@ class RolloutSessions:
         """Forgets all but the sinks and the last chunk."""
         self.log.append(("flush", None, ()))
         self.sampler.cache.flush()
+
+    def keep(self, sessions: list[int]) -> None:
+        """Goes on with these sessions only, renumbered in this order; the others end, and leave the log.
+        ValueError for none, or one that is not there or named twice."""
+        if not sessions or len({*sessions} & {*range(len(self.seeds))}) != len(sessions):
+            raise ValueError(
+                f"sessions to keep must be some of 0 to {len(self.seeds) - 1}, each once, got {sessions}"
+            )
+        self.prefix = _rows_of_batch(self.prefix, sessions)
+        self.seeds = [self.seeds[session] for session in sessions]
+        self.chunks = [_rows_of_chunk(chunk, sessions) for chunk in self.chunks]
+        self.recorded = [_rows_of_chunk(chunk, sessions) for chunk in self.recorded]
+        self.log = [(event, None if a is None else a[sessions], given) for event, a, given in self.log]
+        self.sampler.keep(sessions)
 
     def replay(self) -> None:
         """Runs the log again from the prefix: the same chunks, bit for bit."""
@@ -123,3 +138,28 @@ def prefix_as_chunks(batch: LatentBatch, layout: Layout) -> list[Chunk]:
         Chunk(video[:, k], audio[:, k], has_video[:, k], has_audio[:, k], actions[:, k], actions_valid[:, k])
         for k in range(layout.num_chunks)
     ]
+
+
+def _rows_of_chunk(chunk: Chunk, rows: list[int]) -> Chunk:
+    return Chunk(**{part.name: getattr(chunk, part.name)[rows] for part in fields(chunk)})
+
+
+def _rows_of_batch(batch: LatentBatch, rows: list[int]) -> LatentBatch:
+    def modality(part: ModalityLatents) -> ModalityLatents:
+        return replace(
+            part,
+            latents=part.latents[rows],
+            valid_BT=part.valid_BT[rows],
+            loss_mask_BT=part.loss_mask_BT[rows],
+        )
+
+    return replace(
+        batch,
+        sample_ids_B=batch.sample_ids_B[rows],
+        video=modality(batch.video),
+        audio=modality(batch.audio),
+        text_BN=batch.text_BN[rows],
+        actions_BFA=batch.actions_BFA[rows],
+        actions_valid_BF=batch.actions_valid_BF[rows],
+        targets={name: target[rows] for name, target in batch.targets.items()},
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import ray
 from avtok.mux import write_clip
 from ray_jobs.index import index_sources
 from ray_jobs.plan import Plan, make_plan
+from tests.ray_jobs.two_nodes import TOKEN, TwoNodes, answers, free_port, ray_start, until
 from worldmodel.config import RunConfig
 from worldmodel.worlds.bounce import BounceSettings, simulate
 
@@ -94,3 +96,30 @@ def ray_cluster() -> Iterator[None]:
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[TwoNodes]:
+    """`ray start` of a head and a node, with a token; stopped by their own process ids."""
+    # short, and not pytest's: the paths of sockets end at 107 characters
+    with tempfile.TemporaryDirectory(prefix="wm-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "token").write_text(TOKEN)
+        gcs, dashboard = free_port(), free_port()
+        head = ["--head", f"--port={gcs}", f"--ray-client-server-port={free_port()}"]
+        head += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        node = [f"--address=127.0.0.1:{gcs}"]
+        # A folder for each: in a shared one the second node unpacks the job's package anew, and a process
+        # of the first that works in it has no folder any more.
+        head, node = ([*args, f"--temp-dir={folder}/{name}"] for args, name in ((head, "0"), (node, "1")))
+        with ray_start(head, folder, "head"), ray_start(node, folder, "node"):
+            until(lambda: answers(dashboard), "the dashboard", folder)
+            yield TwoNodes(f"http://127.0.0.1:{dashboard}", folder)
+
+
+@pytest.fixture
+def with_token(two_nodes: TwoNodes, monkeypatch: pytest.MonkeyPatch) -> TwoNodes:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(two_nodes.folder / "token"))
+    return two_nodes

@@ -27,6 +27,7 @@ SUBCOMMANDS = (
     "check",
     "export",
     "generate",
+    "kuberay",
     "submit",
     "doctor",
     "bench",

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ray_jobs.cluster import connect
@@ -25,13 +15,9 @@ from ray_jobs.doctor import diagnose
 from ray_jobs.errors import JobError, UserError
 from ray_jobs.runtime_env import ENVIRONMENT, ROOT, job_runtime_env, runtime_env
 from ray_jobs.submit import auth_headers, check_paths, job_client, normal_address, submit, submit_command
+from tests.ray_jobs.two_nodes import free_port
 from worldmodel.config import RunConfig
 
-TOKEN = "a token of this test and of no other"
-START_S = 90
-STARTED = "Ray runtime started"
-STARTS = 3  # Ray gives a node 30 s to come up, which a busy machine may not keep
-NUM_CPUS = 2  # of each of the two nodes: training fills one, decoding must go to the other
 CENSUS = """
 import json, avtok, ray, ray_jobs, ray_jobs.cluster
 from ray.util.state import list_actors
@@ -102,6 +88,19 @@ def test_results_of_a_job_must_go_to_absolute_paths(tmp_path):
         submit("doctor", [], address="head")
 
 
+def test_a_model_of_a_job_is_shipped_or_lies_where_every_node_sees_it():
+    for kind in ("rollout", "serve"):
+        out = ["--out", "/mnt/out"]
+        for fine in (["bounce", *out], [*out, "bounce"], ["--json", "/mnt/runs/demo", *out]):
+            assert check_paths(kind, fine, ROOT) == fine
+        with pytest.raises(UserError, match=r"model=runs/demo: .* absolute path"):
+            check_paths(kind, ["runs/demo", *out], ROOT)
+        with pytest.raises(UserError, match=f"submit {kind}: no model given; shipped: bounce"):
+            check_paths(kind, out, ROOT)
+    with pytest.raises(UserError, match="out=served"):
+        check_paths("serve", ["bounce", "--out", "served"], ROOT)
+
+
 def test_the_config_of_a_job_travels_with_it(tmp_path):
     storage = ["--set", "storage=/mnt/runs"]
     here = str(ROOT / "configs" / "demo.yaml")
@@ -145,41 +144,6 @@ def test_a_folder_of_ones_own_travels_with_the_packages_beside_it(tmp_path):
     environment = job_runtime_env(tmp_path)
     assert environment["working_dir"] == str(tmp_path)
     assert {Path(p).name for p in environment["py_modules"]} == {"worldmodel", "ray_jobs", "avtok"}
-
-
-@dataclass
-class TwoNodes:
-    """What the tests need to know of the cluster."""
-
-    dashboard: str
-    folder: Path
-
-
-@pytest.fixture(scope="module")
-def two_nodes() -> Iterator[TwoNodes]:
-    """`ray start` of a head and a node, with a token; stopped by their own process ids."""
-    # short, and not pytest's: the paths of sockets end at 107 characters
-    with tempfile.TemporaryDirectory(prefix="wm-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        (folder / "token").write_text(TOKEN)
-        gcs, dashboard = free_port(), free_port()
-        head = ["--head", f"--port={gcs}", f"--ray-client-server-port={free_port()}"]
-        head += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-        node = [f"--address=127.0.0.1:{gcs}"]
-        # A folder for each: in a shared one the second node unpacks the job's package anew, and a process
-        # of the first that works in it has no folder any more.
-        head, node = ([*args, f"--temp-dir={folder}/{name}"] for args, name in ((head, "0"), (node, "1")))
-        with ray_start(head, folder, "head"), ray_start(node, folder, "node"):
-            until(lambda: answers(dashboard), "the dashboard", folder)
-            yield TwoNodes(f"http://127.0.0.1:{dashboard}", folder)
-
-
-@pytest.fixture
-def with_token(two_nodes: TwoNodes, monkeypatch: pytest.MonkeyPatch) -> TwoNodes:
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(two_nodes.folder / "token"))
-    return two_nodes
 
 
 @pytest.mark.ray
@@ -243,74 +207,3 @@ class NoDashboard(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@contextmanager
-def ray_start(args: list[str], folder: Path, name: str) -> Iterator[None]:
-    bin_folder = Path(sys.executable).parent
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
-        "PATH": f"{bin_folder}:{os.environ['PATH']}",  # the job's `python`
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    args = [
-        *args,
-        "--block",
-        "--disable-usage-stats",
-        f"--num-cpus={NUM_CPUS}",
-        "--object-store-memory=150000000",
-    ]
-    # no fixed port: other clusters may run on this machine
-    args += ["--min-worker-port=0", "--max-worker-port=0"]
-    args += [f"--{each}={free_port()}" for each in ("dashboard-agent-listen-port", "metrics-export-port")]
-    log = folder / f"{name}.log"
-    for _ in range(STARTS):
-        with log.open("w") as out:
-            process = subprocess.Popen(
-                [str(bin_folder / "ray"), "start", *args],
-                env=environment,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        try:
-            until(lambda run=process: run.poll() is not None or STARTED in log.read_text(), name, folder)
-            if process.poll() is None:
-                yield
-                return
-        finally:
-            stop(process)
-    raise AssertionError(log.read_text())
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        return
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=15)
-    for one in alive:
-        one.kill()
-    process.wait(5)
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-def until(fact: Callable[[], bool], what: str, folder: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while not fact():
-        if time.monotonic() > deadline:
-            logs = "\n".join(f"{log.name}: {log.read_text()[-2000:]}" for log in folder.glob("*.log"))
-            raise AssertionError(f"{what} did not come up in {START_S} s\n{logs}")
-        time.sleep(0.2)

@@ -2,10 +2,10 @@
 
 Of the intervals between frames, pooled over episodes, those count in which the simulator's pusher is free: it
 does what it is told up to FREE, as it does not where a wall stops it. With v measured and a commanded:
-NAFE = mean |v - a| / mean |a|; R2 = 1 - sum |v - a|^2 / sum |a - mean a|^2; shuffle ratio = NAFE of pictures made
-under another episode's actions over NAFE of those made under their own, both against their own. Over all
-intervals, lag is the shift of v, in frames, at which it correlates best with a. A pusher that is not seen goes
-nowhere: v = 0. Floors are of the simulator's pictures, coded: what the tracker and the codec add.
+NAFE = mean |v - a| / mean |a|; R2 = 1 - sum |v - a|^2 / sum |a - mean a|^2; shuffle ratio = NAFE of pictures
+made under another episode's actions over NAFE of those made under their own, both against their own. Over all
+intervals, lag is the shift of v, in frames, at which it correlates best with a. A pusher that is not seen
+goes nowhere: v = 0. Floors are of the simulator's pictures, coded: what the tracker and the codec add.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def lag_frames(moved_EF2: np.ndarray, told_EF2: np.ndarray) -> int:
 def action_check(episodes: Sequence[Followed], rng: np.random.Generator) -> Check:
     """NAFE with its floor and baselines, and beside it what the module's first lines define.
 
-    free_share: of intervals. all_intervals: NAFE where walls count, too, and the simulator's own. other_nafe: of
-    pictures made under another episode's actions, against those, which the past does not give away.
+    free_share: of intervals. all_intervals: NAFE where walls count, too, and the simulator's own. other_nafe:
+    of pictures made under another episode's actions, against those, which the past does not give away.
     """
     if not episodes:
         return {"skipped": "no episode has actions"}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from worldmodel.worlds.captions import caption_of, short_caption
 from worldmodel.worlds.drawing import COLORS, Look, draw_scene
-from worldmodel.worlds.physics import PUSHER_MASS, Disc, Motion, move
+from worldmodel.worlds.physics import PUSHER_MASS, Disc, move
 from worldmodel.worlds.pusher import wander
 from worldmodel.worlds.settings import PUSHER_RADIUS, BounceSettings
 from worldmodel.worlds.sound import MATERIALS, Strike, contact_sound
@@ -58,13 +59,9 @@ def simulate(
         pusher=scene.pusher,
         actions_T2=actions_T2,
     )
-    looks = [
-        Look(COLORS[color], MATERIALS[material].name if settings.colors else "plain", disc.radius)
-        for color, material, disc in zip(scene.colors, scene.materials, scene.discs, strict=True)
-    ]
     video_THWC, visible_TK = draw_scene(
         motion.positions_TK2,
-        looks,
+        looks_of(settings, scene),
         size_px=settings.size_px,
         pusher_T2=motion.pusher_T2,
         pusher_radius=PUSHER_RADIUS,
@@ -77,9 +74,7 @@ def simulate(
         fps=settings.fps,
         sample_rate=settings.sample_rate,
         duration_s=num_frames / settings.fps,
-        caption=caption_of(scene.discs, scene.materials, scene.colors)
-        if settings.colors
-        else short_caption(scene.materials),
+        caption=words_of(settings, scene),
         materials=scene.materials,
         colors=scene.colors,
         radius_K=np.array([disc.radius for disc in scene.discs]),
@@ -93,7 +88,7 @@ def simulate(
         actions_T2=actions_T2,
     )
     audio_N = contact_sound(
-        _strikes(motion, scene.materials),
+        strikes_of(motion.contacts, scene.materials),
         num_samples=num_samples,
         sample_rate=settings.sample_rate,
         gain=settings.gain,
@@ -159,16 +154,35 @@ def _actions(
         return None
     if given_T2 is None:
         return wander(rng, num_frames=num_frames, fps=settings.fps, limit=settings.action_limit)
-    if given_T2.shape != (num_frames, 2):
-        raise ValueError(f"actions must be [{num_frames}, 2], one a frame, got {list(given_T2.shape)}")
-    return np.clip(given_T2, -settings.action_limit, settings.action_limit).astype(np.float64)
+    return within_limit(settings, given_T2, num_frames)
 
 
-def _strikes(motion: Motion, materials: tuple[str, ...]) -> list[Strike]:
+def within_limit(settings: BounceSettings, actions_T2: np.ndarray, num_frames: int) -> np.ndarray:
+    """What the pusher is told at most. ValueError for another number of actions."""
+    if actions_T2.shape != (num_frames, 2):
+        raise ValueError(f"actions must be [{num_frames}, 2], one a frame, got {list(actions_T2.shape)}")
+    return np.clip(actions_T2, -settings.action_limit, settings.action_limit).astype(np.float64)
+
+
+def looks_of(settings: BounceSettings, scene: Scene) -> list[Look]:
+    return [
+        Look(COLORS[color], MATERIALS[material].name if settings.colors else "plain", disc.radius)
+        for color, material, disc in zip(scene.colors, scene.materials, scene.discs, strict=True)
+    ]
+
+
+def words_of(settings: BounceSettings, scene: Scene) -> str:
+    """The caption."""
+    if settings.colors:
+        return caption_of(scene.discs, scene.materials, scene.colors)
+    return short_caption(scene.materials)
+
+
+def strikes_of(contacts: Iterable[Contact], materials: tuple[str, ...]) -> list[Strike]:
     """What is heard: of two bodies that meet, both ring."""
     return [
         Strike(contact.time_s, contact.impulse, MATERIALS[materials[body]])
-        for contact in motion.contacts
+        for contact in contacts
         for body in (contact.body, contact.other_body)
         if body >= 0
     ]

@@ -53,27 +53,56 @@ def move(
     actions_T2[i] is the velocity that the pusher is told to have from frame i to frame i + 1. The last
     interval has no frame at its end: it reaches the end of the sound.
     """
-    table = _Table(discs, damping=damping, pusher=pusher)
+    mover = Mover(discs, fps=fps, damping=damping, pusher=pusher)
     positions_TK2, velocities_TK2 = np.empty((2, num_frames, len(discs), 2))
     pusher_T2 = np.empty((num_frames, 2))
-    steps_per_frame = math.ceil(1000 / fps)
-    step_s = 1.0 / (fps * steps_per_frame)
     for frame in range(num_frames):
-        for index, body in enumerate(table.bodies):
-            positions_TK2[frame, index], velocities_TK2[frame, index] = body.position, body.velocity
-        if table.pusher is not None:
-            pusher_T2[frame] = table.pusher.position
-        wanted = (
-            (0.0, 0.0) if actions_T2 is None else (float(actions_T2[frame, 0]), float(actions_T2[frame, 1]))
-        )
-        for step in range(1, steps_per_frame + 1):
+        positions_TK2[frame], velocities_TK2[frame] = mover.bodies()
+        if pusher is not None:
+            pusher_T2[frame], _ = mover.pusher()
+        mover.advance(None if actions_T2 is None else actions_T2[frame])
+    contacts = mover.take_contacts()
+    return Motion(positions_TK2, velocities_TK2, contacts, None if pusher is None else pusher_T2)
+
+
+class Mover:
+    """The bodies from frame to frame; `frame` is the one that they have reached."""
+
+    def __init__(
+        self, discs: Sequence[Disc], *, fps: int, damping: float = 1.0, pusher: Disc | None = None
+    ) -> None:
+        self.fps, self.frame = fps, 0
+        self._table = _Table(discs, damping=damping, pusher=pusher)
+        self._steps_per_frame = math.ceil(1000 / fps)
+        self._step_s = 1.0 / (fps * self._steps_per_frame)
+
+    def bodies(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and velocities [K, 2] at this frame."""
+        bodies = self._table.bodies
+        return np.array([b.position for b in bodies]), np.array([b.velocity for b in bodies])
+
+    def pusher(self) -> tuple[np.ndarray, np.ndarray]:
+        """Its position and velocity [2]; only where there is one."""
+        assert self._table.pusher is not None, "this world has no pusher"
+        return np.array(self._table.pusher.position), np.array(self._table.pusher.velocity)
+
+    def advance(self, action_2: np.ndarray | None = None) -> None:
+        """To the next frame, while the pusher is told to have this velocity; none is rest."""
+        table, step_s = self._table, self._step_s
+        wanted = (0.0, 0.0) if action_2 is None else (float(action_2[0]), float(action_2[1]))
+        for step in range(1, self._steps_per_frame + 1):
             if table.pusher is not None:
                 table.steer(table.pusher, wanted, step_s)
             table.space.step(step_s)
             if table.touched:
-                table.settle(frame / fps + step * step_s)
-    contacts = sorted(table.contacts, key=lambda contact: contact.time_s)
-    return Motion(positions_TK2, velocities_TK2, tuple(contacts), None if pusher is None else pusher_T2)
+                table.settle(self.frame / self.fps + step * step_s)
+        self.frame += 1
+
+    def take_contacts(self) -> tuple[Contact, ...]:
+        """All since the last call, in the order of time."""
+        contacts = sorted(self._table.contacts, key=lambda contact: contact.time_s)
+        self._table.contacts.clear()
+        return tuple(contacts)
 
 
 @dataclass(frozen=True)
@@ -110,10 +139,10 @@ class _Table:
 
     def steer(self, pusher: pymunk.Body, wanted: tuple[float, float], step_s: float) -> None:
         """Brings the pusher's velocity towards the action by a bounded acceleration."""
-        velocity = pusher.velocity
-        x, y = wanted[0] - velocity.x, wanted[1] - velocity.y
+        now_x, now_y = pusher.velocity
+        x, y = wanted[0] - now_x, wanted[1] - now_y
         share = min(1.0, PUSHER_ACCELERATION * step_s / max(math.hypot(x, y), 1e-12))
-        pusher.velocity = (velocity.x + share * x, velocity.y + share * y)
+        pusher.velocity = (now_x + share * x, now_y + share * y)
 
     def settle(self, now_s: float) -> None:
         """Contacts at their sub-step times; bodies, found overlapping, go to where they have bounced to."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 # N samples, M modes of one material.
 
@@ -67,16 +69,76 @@ def contact_sound(
     """
     audio_N = np.zeros(num_samples)
     for strike in strikes:
-        first = max(0, math.ceil(strike.time_s * sample_rate))
-        for amplitude, frequency_hz, decay_s in strike.material.modes(sample_rate):
-            last = min(num_samples, first + math.ceil(SILENT_AFTER * decay_s * sample_rate))
-            if first < last:
-                since_N = np.arange(first, last) / sample_rate - strike.time_s
-                rotation = complex(-1.0 / decay_s, 2.0 * math.pi * frequency_hz)
-                audio_N[first:last] += (gain * strike.impulse * amplitude) * np.imag(
-                    np.exp(rotation * since_N)
-                )
+        for ring in rings_of(strike, sample_rate=sample_rate, gain=gain):
+            last = min(num_samples, ring.last)
+            if ring.first < last:
+                since_N = np.arange(ring.first, last) / sample_rate - strike.time_s
+                audio_N[ring.first : last] += ring.amplitude * np.imag(np.exp(ring.rotation * since_N))
     return limited(audio_N).astype(np.float32)
+
+
+class RunningSound:
+    """`contact_sound` piece by piece: what still rings is carried over, as one complex number a mode.
+
+    The samples of one mode are the imaginary parts of a number that turns and shrinks by the same factor from
+    each to the next, so that a piece costs one product with a table of that factor's powers.
+    """
+
+    def __init__(self, *, sample_rate: int, gain: float) -> None:
+        self.sample_rate, self.gain, self.now = sample_rate, gain, 0
+        self._ringing: list[tuple[Ring, complex]] = []  # and its number at sample `now`, or at its first one
+
+    def add(self, strikes: Sequence[Strike], num_samples: int) -> np.ndarray:
+        """The next samples, mono float32 [N]. Strikes lie in them; one that is told late begins with them."""
+        end = self.now + num_samples
+        for strike in strikes:
+            for ring in rings_of(strike, sample_rate=self.sample_rate, gain=self.gain):
+                first = max(ring.first, self.now)
+                turned = np.exp(ring.rotation * (first / self.sample_rate - strike.time_s))
+                self._ringing.append((replace(ring, first=first), complex(ring.amplitude * turned)))
+        audio_N, kept = np.zeros(num_samples), []
+        for ring, number in self._ringing:
+            start, stop = max(ring.first, self.now), min(ring.last, end)
+            power_N = _powers(ring.rotation / self.sample_rate, num_samples)
+            if start < stop:
+                audio_N[start - self.now : stop - self.now] += (
+                    number.real * power_N.imag[: stop - start] + number.imag * power_N.real[: stop - start]
+                )
+            if ring.last > end:
+                going_on = number * complex(power_N[end - start]) if start < end else number
+                kept.append((ring, going_on))
+        self._ringing, self.now = kept, end
+        return limited(audio_N).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """One mode of one strike, samples [first, last): amplitude * Im exp(rotation * time since the strike)."""
+
+    first: int
+    last: int
+    amplitude: float
+    rotation: complex  # 1/s
+
+
+def rings_of(strike: Strike, *, sample_rate: int, gain: float) -> list[Ring]:
+    """Its modes, until nobody hears them."""
+    first = max(0, math.ceil(strike.time_s * sample_rate))
+    return [
+        Ring(
+            first,
+            first + math.ceil(SILENT_AFTER * decay_s * sample_rate),
+            gain * strike.impulse * amplitude,
+            complex(-1.0 / decay_s, 2.0 * math.pi * frequency_hz),
+        )
+        for amplitude, frequency_hz, decay_s in strike.material.modes(sample_rate)
+    ]
+
+
+@lru_cache(maxsize=64)
+def _powers(rotation: complex, num_samples: int) -> npt.NDArray[np.complex128]:
+    """Of exp(rotation), from the 0th to the num_samples-th: shared, so nobody writes to it."""
+    return np.exp(rotation * np.arange(num_samples + 1))
 
 
 def limited(audio_N: np.ndarray) -> np.ndarray:

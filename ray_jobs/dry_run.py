@@ -1,0 +1,185 @@
+"""`worldmodel train --dry-run`: what a run would take, without a cluster, Ray, CUDA or any weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from avtok.decode import ClipError, probe
+from avtok.load import codec_spec
+from ray_jobs.cli_output import answer
+from ray_jobs.cluster import CPUS_PER_DECODER
+from ray_jobs.errors import UserError
+from ray_jobs.manifest import SourceRow, read_sources
+from ray_jobs.model_cost import build_on_meta, flops_per_step, parameters_by_part, sizes
+from ray_jobs.preflight import check_codecs
+from worldmodel.config import RunConfig
+from worldmodel.layout import Layout
+
+GB = 1 << 30
+PROBED = 64  # files of a source that was not indexed; the rest are taken to be like them
+ESTIMATES = ("activations", "data of a source that is not indexed")
+
+
+def dry_run(cfg: RunConfig) -> dict[str, Any]:
+    """Facts by topic; bytes and counts are whole numbers. UserError for what does not divide or fit."""
+    layout = _layout(cfg)
+    student = build_on_meta(cfg, layout)
+    parts = parameters_by_part(student)
+    bytes_of = sizes(cfg, layout, student)
+    clips = cfg.train.micro_batches * cfg.data.batch_clips
+    on_gpu = cfg.train.device == "cuda"
+    return {
+        "name": cfg.name,
+        "parameters": {"total": sum(parts.values()), **parts},
+        "tokens": {
+            "clip": layout.length,
+            "micro_batch": layout.length * cfg.data.batch_clips,
+            "step": layout.length * clips,
+            "parts": {
+                "text": layout.text_tokens,
+                "video": layout.num_chunks * layout.video_tokens,
+                "audio": layout.num_chunks * layout.audio_tokens,
+                "action": layout.num_chunks,
+            },
+        },
+        "worker_bytes": asdict(bytes_of) | {"total": bytes_of.worker},
+        "checkpoint_bytes": {
+            "one": bytes_of.checkpoint,
+            "kept": bytes_of.checkpoint * cfg.train.keep_checkpoints,
+        },
+        "data": describe_data(cfg),
+        "train": {
+            "steps": cfg.train.steps,
+            "clips_per_step": clips,
+            "micro_batches_per_worker": math.ceil(cfg.train.micro_batches / cfg.train.workers),
+            "idle_slots": -cfg.train.micro_batches % cfg.train.workers,
+            "commits": math.ceil(cfg.train.steps / cfg.train.checkpoint_every),
+            "flops_per_step": flops_per_step(cfg, layout, student),
+        },
+        "cluster": {
+            "workers": cfg.train.workers,
+            "cpus": cfg.train.workers * (1 + cfg.data.decode_actors * CPUS_PER_DECODER),
+            "gpus": cfg.train.workers if on_gpu else 0,
+            "gpus_if_any": cfg.train.device == "auto",
+        },
+        "estimates": list(ESTIMATES),
+    }
+
+
+def answer_dry_run(cfg: RunConfig, as_json: bool) -> None:
+    facts = dry_run(cfg)
+    answer(facts, as_json, describe(facts))
+
+
+def describe_data(cfg: RunConfig) -> dict[str, Any]:
+    """Clips, hours and batches of an epoch of data.manifest; {known: why not} when it cannot be looked at."""
+    if not cfg.data.manifest:
+        return {"known": "no: data.manifest is not set"}
+    if "://" in cfg.data.manifest:
+        return {"known": f"no: {cfg.data.manifest} is remote"}
+    spans, known, share = _indexed_spans(Path(cfg.data.manifest)), "indexed", 1.0
+    if spans is None:
+        rows = read_sources([cfg.data.manifest]).rows
+        looked_at = rows[:: math.ceil(len(rows) / PROBED)]
+        spans = [span for row in looked_at if (span := _span_s(row)) is not None]
+        if not spans:
+            raise UserError(f"{cfg.data.manifest}: none of {len(looked_at)} files can be opened as media")
+        share = len(rows) / len(looked_at)
+        known = f"from {len(looked_at)} of {len(rows)} files"
+    clips = round(share * sum(num_clips(span, cfg) for span in spans))
+    train = max(1, round(clips * (1 - cfg.data.held_out)))
+    batches = math.ceil(train / cfg.data.batch_clips)
+    return {
+        "known": known,
+        "clips": clips,
+        "hours": share * sum(spans) / 3600,
+        "batches_per_epoch": batches,
+        "steps_per_epoch": batches / cfg.train.micro_batches,
+        "epochs": cfg.train.steps * cfg.train.micro_batches / batches,
+    }
+
+
+def num_clips(span_s: float, cfg: RunConfig) -> int:
+    """Training clips that the plan cuts from one span; a test holds it to the plan itself."""
+    return max(1, int((span_s + 1 / cfg.data.fps) / cfg.data.clip_s))
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """Lines for people."""
+    size, tokens, cluster = facts["worker_bytes"], facts["tokens"], facts["cluster"]
+    parts = [f"  {part}: {_count(n)}" for part, n in facts["parameters"].items() if part != "total"]
+    kinds = ("weights", "optimizer", "gradients", "teacher", "gathered", "activations")
+    train, data, stored = facts["train"], facts["data"], facts["checkpoint_bytes"]
+    idle = f"; {train['idle_slots']} slots a step are empty" if train["idle_slots"] else ""
+    maybe = " (and as many GPUs, if the cluster has any)" if cluster["gpus_if_any"] else ""
+    return "\n".join(
+        [
+            f"parameters: {_count(facts['parameters']['total'])}",
+            *parts,
+            f"tokens: {tokens['clip']} a clip, {tokens['micro_batch']} a micro-batch, "
+            f"{tokens['step']} a step",
+            f"memory of a worker: {size['total'] / GB:.2f} GB, and what the libraries take",
+            *(f"  {kind}: {size[kind] / GB:.2f} GB" for kind in kinds[:-1]),
+            f"  activations: about {size['activations'] / GB:.2f} GB (estimate)",
+            f"checkpoint: {stored['one'] / GB:.2f} GB, {stored['kept'] / GB:.2f} GB kept",
+            f"data: {_data_words(data)}",
+            f"steps: {train['steps']} of {train['clips_per_step']} clips, {train['commits']} commits{idle}",
+            f"compute: {train['flops_per_step'] / 1e12:.3g} TFLOP a step of all workers",
+            f"cluster: {cluster['workers']} workers, {cluster['cpus']:g} CPUs, {cluster['gpus']} GPUs{maybe}",
+        ]
+    )
+
+
+def _layout(cfg: RunConfig) -> Layout:
+    try:
+        video, audio = codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio)
+        check_codecs(video, audio, cfg.data)
+        return Layout.from_specs(cfg, video, audio)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _indexed_spans(path: Path) -> list[float] | None:
+    """Seconds of each row of a manifest that `worldmodel index` wrote; None for anything else."""
+    if path.suffix != ".parquet" or not path.is_file():
+        return None
+    try:
+        table = pq.read_table(path, columns=["start_s", "end_s"])
+    except (pa.ArrowInvalid, KeyError):
+        return None
+    rows = table.to_pylist()
+    if any(row["start_s"] is None or row["end_s"] is None for row in rows):
+        return None
+    return [row["end_s"] - row["start_s"] for row in rows]
+
+
+def _span_s(row: SourceRow) -> float | None:
+    """None for a file that cannot be opened: the run would quarantine it."""
+    try:
+        duration_s = probe(row.uri).duration_s
+    except (ClipError, OSError):
+        return None
+    return max(0.0, (duration_s if row.end_s is None else min(row.end_s, duration_s)) - row.start_s)
+
+
+def _data_words(data: dict[str, Any]) -> str:
+    if "clips" not in data:
+        return data["known"].removeprefix("no: ")
+    return (
+        f"{data['clips']} clips, {data['hours']:.3g} hours ({data['known']}); about "
+        f"{data['batches_per_epoch']} micro-batches and {data['steps_per_epoch']:.4g} steps an epoch, "
+        f"{data['epochs']:.3g} epochs"
+    )
+
+
+def _count(number: int) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return str(number)

@@ -1,0 +1,157 @@
+"""A dry run says what a run would take, and starts nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from avtok.load import codec_spec
+from ray_jobs.dry_run import describe, describe_data, dry_run
+from ray_jobs.errors import UserError
+from ray_jobs.model_cost import build_on_meta, flops_per_step, saved_activations, sizes
+from ray_jobs.plan import make_plan
+from tests.ray_jobs.test_cli_errors import complaint, worldmodel
+from tests.worldmodel.synthetic import make_batch
+from worldmodel.config import RunConfig
+from worldmodel.layout import Layout
+from worldmodel.load_config import load_config
+from worldmodel.randomness import SampleRandom
+from worldmodel.self_flow import draw, self_flow_losses
+from worldmodel.train.engine import PlainEngine, build_student
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PRESETS = sorted(path.stem for path in CONFIGS.glob("av_*.yaml"))
+SMALL = {"depth": 3, "width": 96, "head_dim": 24}
+NOT_NEEDED = ("ray", "deepspeed")
+PROBE = f"""
+import sys
+sys.argv = ["worldmodel", "train", {str(CONFIGS / "debug_cpu.yaml")!r}, "--dry-run", "--json"]
+from ray_jobs.cli import app
+app(standalone_mode=False)
+import torch
+print([name for name in {NOT_NEEDED!r} if name in sys.modules], torch.cuda.is_initialized(), file=sys.stderr)
+"""
+
+
+def layout_of(cfg: RunConfig) -> Layout:
+    return Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
+
+
+def config(**parts: dict[str, Any]) -> RunConfig:
+    return RunConfig.model_validate({"model": SMALL, "data": {"batch_clips": 2}, **parts})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_size_can_be_looked_at_without_its_hardware(name: str):
+    cfg = load_config(CONFIGS / f"{name}.yaml", [])
+    facts = dry_run(cfg)
+    parts = dict(facts["parameters"])
+    assert parts.pop("total") == sum(parts.values())
+    assert facts["cluster"]["gpus"] == cfg.train.workers
+    assert facts["worker_bytes"]["total"] < 80 << 30  # the GPUs that the headers name
+    assert facts["data"] == {"known": "no: data.manifest is not set"}
+    assert f"{cfg.train.steps} of" in describe(facts)
+    json.dumps(facts)
+
+
+def test_a_dry_run_imports_no_ray_and_touches_no_gpu():
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "[] False", done.stderr
+    assert json.loads(done.stdout)["name"] == "debug_cpu"
+
+
+def test_weights_and_state_are_those_of_a_real_engine():
+    cfg = config(train={"workers": 1, "device": "cpu", "gather": "step"})
+    layout = layout_of(cfg)
+    engine = PlainEngine(cfg, layout, device=torch.device("cpu"))
+    found = sizes(cfg, layout, build_on_meta(cfg, layout))
+
+    def held(tensors) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    assert found.weights == held(engine.student.parameters())
+    assert found.teacher == held([*engine.teacher.parameters(), *engine.ema.values()])
+    assert found.gradients == held(engine.gradient.values())
+    stored = [part for shard in engine.shards().values() for part in shard.parts.values()]
+    assert found.checkpoint == held(stored)
+    assert found.optimizer == found.checkpoint - held(engine.ema.values())
+
+
+def test_zero3_shares_state_and_gathers_by_block_or_by_step():
+    whole, by_step, by_block = (
+        sizes(cfg, layout_of(cfg), build_on_meta(cfg, layout_of(cfg)))
+        for cfg in (
+            config(train={"workers": workers, "gather": gather, "device": "cpu"})
+            for workers, gather in ((1, "step"), (4, "step"), (4, "block"))
+        )
+    )
+    assert whole.optimizer / by_step.optimizer == pytest.approx(4, rel=0.01)
+    assert whole.gathered == 0 < by_block.gathered < by_step.gathered
+    assert by_step.gathered == pytest.approx(8 * whole.weights / 2, rel=0.05)  # 2 + 4 + 2 bytes a parameter
+    assert whole.activations == by_step.activations  # a micro-batch is as large on any number of workers
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_activations_are_within_a_tenth_of_what_a_real_step_keeps(precision: str):
+    cfg = config(train={"device": "cpu", "precision": precision})
+    layout = layout_of(cfg)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    student = build_student(cfg, layout).to(dtype)
+    teacher = build_student(cfg, layout).transformer.to(dtype).requires_grad_(False)
+    own = {p.untyped_storage().data_ptr() for p in student.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    one = draw(make_batch(layout, clips=2), layout, cfg.objective, SampleRandom(0, 0, (0, 1)))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        self_flow_losses(student, teacher, one, cfg.objective, cfg.model.depth)
+    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert saved_activations(cfg, layout, build_on_meta(cfg, layout)) == pytest.approx(real, rel=0.1)
+
+
+def test_flops_are_those_of_the_paths_that_tokens_take():
+    wide = {"depth": 3, "width": 384, "head_dim": 48}
+    cfg = config(model=wide, objective={"rep": "none"}, train={"micro_batches": 3})
+    layout = layout_of(cfg)
+    width, depth = cfg.model.width, cfg.model.depth
+    per_block = 8 * width**2 * layout.length + 4 * layout.length**2 * width
+    per_block += 12 * width * layout.num_levels * layout.length  # picking each token's noise level
+    per_block += 12 * width**2 * layout.num_levels
+    hidden = 16 * width**2  # both products of a feed-forward of four widths
+    tokens = layout.num_chunks * (layout.video_tokens + layout.audio_tokens)
+    forward = cfg.data.batch_clips * depth * (per_block + hidden * tokens)
+    counted = flops_per_step(cfg, layout, build_on_meta(cfg, layout))
+    assert counted == pytest.approx(3 * 3 * forward, rel=0.1)  # backward is two forwards
+    with_teacher = config(model=wide, train={"micro_batches": 3})
+    assert flops_per_step(with_teacher, layout, build_on_meta(with_teacher, layout)) > 1.15 * counted
+
+
+def test_clips_are_counted_as_the_plan_cuts_them(manifest: Path, clip_folder: Path, cfg: RunConfig):
+    plan = make_plan(str(manifest), cfg)
+    found = describe_data(cfg)
+    assert (found["known"], found["clips"]) == ("indexed", plan.num_samples)
+    assert found["batches_per_epoch"] == pytest.approx(plan.num_batches_per_epoch, abs=1)
+    folder = cfg.model_copy(update={"data": cfg.data.model_copy(update={"manifest": str(clip_folder)})})
+    assert abs(describe_data(folder)["clips"] - plan.num_samples) <= 1  # the silent one is only found later
+    with pytest.raises(UserError, match="no such file or folder"):
+        dry_run(cfg.model_copy(update={"data": cfg.data.model_copy(update={"manifest": "/nowhere"})}))
+
+
+def test_what_does_not_divide_is_refused_in_words(tmp_path: Path):
+    config = CONFIGS / "debug_cpu.yaml"
+    (line,) = complaint("train", config, "--dry-run", "--set", "model.patch=[3, 2]", cwd=tmp_path)
+    assert "model.patch=[3, 2] does not divide the latent grid" in line
+    (line,) = complaint("train", config, "--dry-run", "--set", "model.head_dim=40", cwd=tmp_path)
+    assert "is not a multiple of model.head_dim=40" in line
+    done = worldmodel("train", config, "--dry-run", cwd=tmp_path)
+    assert (done.returncode, "7.45 M" in done.stdout, list(tmp_path.iterdir())) == (0, True, [])
