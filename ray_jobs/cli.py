@@ -14,6 +14,7 @@ import typer
 from ray_jobs.cli_collect import collect
 from ray_jobs.cli_env import env
 from ray_jobs.cli_generate import generate
+from ray_jobs.cli_jobs import PASS_ON, doctor, submit
 from ray_jobs.cli_kuberay import kuberay
 from ray_jobs.cli_lerobot import export_lerobot
 from ray_jobs.cli_output import Address, Json, Set, answer, keep_standard_output, short
@@ -34,13 +35,6 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Describe data.")
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
-app.command()(generate)
-app.command()(kuberay)
-app.command()(collect)
-app.command("export-lerobot")(export_lerobot)
-app.command("check-prompts")(check_prompts)
-app.command("env")(env)
-app.command()(serve)
 
 
 @app.command()
@@ -300,46 +294,15 @@ def export(
     answer({"model": str(out)}, as_json, str(out))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def submit(
-    context: typer.Context,
-    kind: Annotated[str, typer.Argument(help="train, tokenize, render, rollout, serve or demo")],
-    address: Annotated[str, typer.Option(help="dashboard of the cluster, such as http://127.0.0.1:8265")],
-    wait: Annotated[bool, typer.Option(help="follow the job to its end")] = True,
-    as_json: Json = False,
-) -> None:
-    """Run a subcommand as a Ray job on a cluster; what follows goes to it as it stands."""
-    from ray_jobs.submit import submit as submit_job
-
-    result = submit_job(
-        kind,
-        context.args,
-        address=address,
-        wait=wait,
-        on_line=lambda line: typer.echo(line, err=True, nl=False),
-    )
-    answer({"job": result.job_id, "status": result.status}, as_json, f"{result.job_id}: {result.status}")
-
-
-@app.command()
-def doctor(
-    config: Annotated[Path | None, typer.Argument(help="YAML of a run to check the machine against")] = None,
-    overrides: Set = None,
-    address: Address = None,
-    as_json: Json = False,
-) -> None:
-    """Versions, CPUs, memory, storage and codecs: what would stop a job, before it starts."""
-    from ray_jobs.doctor import diagnose
-    from worldmodel.load_config import load_config
-
-    findings = diagnose(load_config(config, overrides) if config else None, address)
-    lines = [
-        f"{'ok  ' if f.ok else 'FAIL'} {f.name}: {f.found}{'' if f.ok else f' -> {f.advice}'}"
-        for f in findings
-    ]
-    answer([f.__dict__ for f in findings], as_json, "\n".join(lines))
-    if not all(f.ok for f in findings):
-        raise typer.Exit(1)
+app.command()(generate)
+app.command()(serve)
+app.command("check-prompts")(check_prompts)
+app.command("env")(env)
+app.command()(collect)
+app.command("export-lerobot")(export_lerobot)
+app.command(context_settings=PASS_ON)(submit)
+app.command()(kuberay)
+app.command()(doctor)
 
 
 @app.command()
