@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,8 +31,11 @@ class Client:
     def __init__(self, url: str, token: str = TOKEN) -> None:
         self.place, self.token = urlsplit(url).netloc, token
 
-    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
-        """headers: names with _ for -; an empty one is left out."""
+    def ask(
+        self, method: str, path: str, body: bytes | Iterator[bytes] | None = None, **headers: str
+    ) -> Answer:
+        """body: an iterator is sent in chunks, its length unsaid. headers: names with _ for -; an empty one
+        is left out."""
         given = {"Authorization": f"Bearer {self.token}"} | {
             k.replace("_", "-"): v for k, v in headers.items()
         }

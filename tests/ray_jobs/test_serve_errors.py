@@ -143,6 +143,8 @@ def test_what_is_no_request_is_refused(client, monkeypatch):
     monkeypatch.setattr(serve_body, "MAX_BODY_BYTES", 1 << 20)
     large = client.form({"prompt": PROMPT}, {"input_video": ("a.mp4", bytes(2 << 20))})
     check(large, 413, "too-large", "more than 1 MiB")
+    unsaid = client.ask("POST", "/v1/videos", iter([bytes(1 << 19)] * 3))
+    check(unsaid, 413, "too-large", "more than 1 MiB")
 
 
 def test_every_address_of_the_api_asks_for_the_token(client):
