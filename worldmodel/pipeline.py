@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,10 @@ class WorldModelPipeline:
             raise BadRequest(f"seed={seed} is below 0; use 0 or more")
         seed = secrets.randbits(31) if seed is None else seed
         rollout = self._rollout(num_inference_steps, guidance_scale, speech_guidance_scale)
-        latents = self._latents(prompt, given, num_frames // chunk, seed, rollout, progress)
-        frames = np.asarray(self.video.decode(latents.video[0]))
-        sound = np.asarray(self.audio.decode(latents.audio[0]), dtype=np.float32)
+        with one_thread():
+            latents = self._latents(prompt, given, num_frames // chunk, seed, rollout, progress)
+            frames = np.asarray(self.video.decode(latents.video[0]))
+            sound = np.asarray(self.audio.decode(latents.audio[0]), dtype=np.float32)
         digest = hashlib.sha256(latents.video.numpy().tobytes() + latents.audio.numpy().tobytes())
         digest.update(np.ascontiguousarray(frames).tobytes())
         return Clip(frames, sound, data.fps, data.sample_rate, prompt, seed, latents, digest.hexdigest())
@@ -278,6 +280,18 @@ class WorldModelPipeline:
         except ClipError as error:
             raise BadRequest(f"{what} {error}") from None
         return clip.video_THWC, clip.audio_N if info.has_sound else None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums over several threads add up in another order: the same seed would give other bits on a machine
+    with more cores, or in an actor, which has one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _whole(latents: Tensor | None, shape: tuple[int, ...]) -> ModalityLatents:

@@ -68,6 +68,7 @@ def test_outside_a_checkout_it_says_what_to_do(tmp_path: Path) -> None:
 
 def test_the_promised_benchmarks_are_there() -> None:
     promised = {"demo", "zero3_parity", "resume", "render", "codecs", "learn", "stack", "shipped"}
+    promised |= {"speech", "prompt_following", "actions", "env", "serve", "same_seed"}
     assert promised <= set(known_benchmarks())
 
 
@@ -77,6 +78,10 @@ def test_the_promised_benchmarks_are_there() -> None:
     [
         ("learn", {"position_error_025s_over_frozen", "onset_f1_gain_ci_low", "cpu_minutes", "variants"}),
         ("shipped", {"model", "hash", "training_hours", "nvpt", "sound_lag_ms", "permanence", "episodes"}),
+        ("speech", {"prompts", "wer", "wer_minus_codec", "shuffled_minus_wer", "lip_offset_ms"}),
+        ("prompt_following", {"factors", "accuracy", "chance"}),
+        ("env", {"sim_fps_per_core", "vector_overhead"}),
+        ("actions", {"episodes", "nafe", "r2", "shuffle_ratio", "lag_frames"}),
     ],
 )
 def test_a_smoke_run_measures_what_is_promised(name: str, promised: set[str]) -> None:

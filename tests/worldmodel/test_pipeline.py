@@ -54,6 +54,17 @@ def test_the_same_seed_makes_the_same_clip_and_another_seed_another(pipe, clip):
     assert len(drawn) == 3
 
 
+def test_the_number_of_threads_changes_nothing(pipe):
+    before = torch.get_num_threads()
+    found = set()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.add(pipe(PROMPT, seed=3, num_frames=8).sha256)
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert len(found) == 1
+
+
 def test_a_beginning_is_kept_and_gone_on_with(pipe, episode, tmp_path):
     write_clip(tmp_path / "given.mp4", episode.video_THWC, episode.audio_N, fps=16, sample_rate=16000)
     made = pipe(PROMPT, video=tmp_path / "given.mp4", seed=1)
