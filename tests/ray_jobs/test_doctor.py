@@ -62,7 +62,7 @@ def test_a_version_below_its_floor_and_a_missing_package_are_named():
 
 def test_a_missing_extra_is_told_and_is_no_failure():
     found = by_name(check_extras({}))
-    assert set(found) == {"extra speech", "extra pretrained", "extra decoders"}
+    assert set(found) == {"extra speech", "extra pretrained", "extra decoders", "extra simulators"}
     assert all(f.ok for f in found.values())
     assert "worldmodel[speech]" in found["extra speech"].found
     assert "pocketsphinx" in found["extra speech"].found

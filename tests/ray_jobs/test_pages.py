@@ -1,0 +1,80 @@
+"""Commands and snippets of the pages for researchers and simulation teams, as they stand, made small."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_jobs.bench import known_benchmarks
+from ray_jobs.runtime_env import ROOT
+from tests.ray_jobs.test_cli_errors import worldmodel
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+PAGES = ("README.md", "docs/researchers.md", "docs/environments.md", "docs/simulators.md")
+SMALL = {  # the pages' own sizes would take an hour here
+    "generate": ("--frames", "8"),
+    "check-prompts": ("--clips", "2"),
+    "env": ("--steps", "2"),
+    "render": ("--clips", "2"),
+    "rollout": ("--seconds", "0.5", "--steps", "1", "--actors", "1"),
+    "check": (),
+    "collect": ("--episodes", "2", "--seconds", "1", "--actors", "1"),
+    "export-lerobot": (),
+    "train": ("--dry-run",),
+    "kuberay": (),
+}
+ELSEWHERE = {  # by commands that a test of their own runs
+    "serve": "test_studio.py",
+    "demo": "test_demo_pretrained.py",
+    "doctor": "test_infrastructure_page.py",
+    "submit": "test_infrastructure_page.py",
+    "tokenizer": "test_tokenizer_train.py",
+}
+STANDS_FOR = {"CONFIG": str(ROOT / "configs" / "debug_cpu.yaml"), "RUN": "pusher", "IMAGE": "worldmodel:1"}
+
+
+def commands(page: str) -> list[list[str]]:
+    """Lines of the page's shell blocks that call worldmodel, without comments and redirections. Those that
+    name a user's own FOLDER or MEDIA have tests of their own: test_real_clips, test_pretrained_training."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    lines = [line for language, block in fences if language in ("", "sh") for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines if re.match(r"\S*worldmodel ", line)]
+    words = [each[: each.index(">")] if ">" in each else each for each in words]
+    return [each[1:] for each in words if not re.search("FOLDER|MEDIA", " ".join(each))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_command_of_a_page_runs(page, tmp_path):
+    ran = 0
+    for words in commands(page):
+        kind = words[0]
+        if kind in ELSEWHERE:
+            assert (Path(__file__).parent / ELSEWHERE[kind]).exists()
+            continue
+        if kind == "bench":
+            assert words[1] in known_benchmarks()
+            continue
+        asked = [STANDS_FOR.get(word, word) for word in words]
+        asked = [str(ROOT / word) if word.startswith("configs/") else word for word in asked]
+        extra = [] if words[-1] == "--dry-run" else SMALL[kind]
+        done = worldmodel(*asked, *extra, cwd=tmp_path)
+        assert done.returncode == 0, (words, done.stderr[-2000:])
+        ran += 1
+    assert ran >= 3
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/researchers.md", "docs/environments.md"])
+def test_each_snippet_of_a_page_runs(page, tmp_path):
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+    assert snippets
+    for snippet in snippets:
+        done = subprocess.run(
+            [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (snippet, done.stderr[-2000:])
