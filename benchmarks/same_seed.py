@@ -20,6 +20,7 @@ import ray
 
 from ray_jobs import serve
 from ray_jobs.bench import Measured
+from ray_jobs.cluster import connect
 from ray_jobs.models import find_model
 from worldmodel.model_folder import shipped_models
 from worldmodel.pipeline import WorldModelPipeline
@@ -32,6 +33,7 @@ PROMPT, SEED, FRAMES, SMOKE_FRAMES = "a red steel ball", 11, 64, 8
 def run(smoke: bool) -> Measured:
     models = shipped_models()[:1] if smoke else shipped_models()
     raw: dict[str, dict[str, str]] = {}
+    connect()  # one cluster for all: Serve does not come up again in a process that had another
     with tempfile.TemporaryDirectory(prefix="worldmodel-bench-same-seed-") as folder:
         for name in models:
             given = Path(folder) / f"{name}.mp4"
@@ -45,6 +47,7 @@ def run(smoke: bool) -> Measured:
                 }
             for case, found in zip(("words", "beginning"), _served(name, frames, given), strict=True):
                 raw[f"{name}, {case}"] |= found
+    ray.shutdown()
     return Measured(
         figures={
             "identical": all(len(set(found.values())) == 1 for found in raw.values()),
@@ -93,27 +96,31 @@ def _served(model: str, frames: int, given: Path) -> list[dict[str, str]]:
         settings = serve.ServeSettings(find_model(model), model, token, Path(out), port=_free_port())
         server = serve.start(settings)
         try:
-            actor: Any = ray.remote(num_cpus=1)(_Actor)
+            actor: Any = ray.remote(num_cpus=1)(_actor())
             one = actor.remote(model)
             prompt = PROMPTS.get(model, PROMPT)
             return [
                 {
                     "api": _post(settings.url, token, prompt, frames, video),
-                    "actor": ray.get(one.make.remote(prompt, frames, video)),
+                    "actor": ray.get(one.make.remote(prompt, frames, video, SEED)),
                 }
                 for video in (None, given)
             ]
         finally:
             server.stop()
-            ray.shutdown()
 
 
-class _Actor:
-    def __init__(self, model: str) -> None:
-        self.pipe = WorldModelPipeline.from_pretrained(model)
+def _actor() -> type:
+    """Defined in a function so that it travels as it is: this file is on no worker's path."""
 
-    def make(self, prompt: str, frames: int, video: Path | None) -> str:
-        return self.pipe(prompt, video=video, num_frames=frames, seed=SEED).sha256
+    class Actor:
+        def __init__(self, model: str) -> None:
+            self.pipe = WorldModelPipeline.from_pretrained(model)
+
+        def make(self, prompt: str, frames: int, video: Path | None, seed: int) -> str:
+            return self.pipe(prompt, video=video, num_frames=frames, seed=seed).sha256
+
+    return Actor
 
 
 def _post(url: str, token: str, prompt: str, frames: int, video: Path | None) -> str:
