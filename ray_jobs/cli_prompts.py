@@ -9,10 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ray_jobs.cli_output import Json, answer, short
-from ray_jobs.errors import UserError
 from ray_jobs.models import find_model
-
-FIRST_SEED = 3_000_000_000  # no recipe trains on these
 
 
 def check_prompts(
@@ -26,35 +23,16 @@ def check_prompts(
 ) -> None:
     """Is what prompts say to be seen and heard? With captions and sentences that no recipe trains on."""
     folder = find_model(model)
-    from avtok.load import load_codec
+    from ray_jobs.check_prompts import check_prompts_of
     from ray_jobs.progress import ProgressDisplay
-    from worldmodel.checks.of_prompts import from_prompts
-    from worldmodel.checks.prompt_suite import WORLDS, run_prompt_checks
-    from worldmodel.export import codecs_of, load_model
 
-    loaded, cfg, _ = load_model(folder)
-    world = world or cfg.name
-    if world not in WORLDS:
-        raise UserError(f"--world {world}: prompts of {' and '.join(WORLDS)} can be checked; name one")
-    if clips < 2:
-        raise UserError(f"--clips {clips}: another prompt is what each is compared with; make at least 2")
-    if world == "talker" and not cfg.model.speech_bytes:
-        raise UserError(f"{model}: does not speak (model.speech_bytes is 0); use --world bounce")
-    codecs: list[Any] = [load_codec(name) for name in codecs_of(folder, cfg)]
-    seeds = range(FIRST_SEED, FIRST_SEED + clips)
-    try:
-        with ProgressDisplay() as display:
-            prompted = from_prompts(
-                loaded,
-                cfg,
-                *codecs,
-                world=world,
-                seeds=seeds,
-                progress=lambda done, total: display("generate", {"done": done, "total": total}),
-            )
-        found = run_prompt_checks(prompted, world=world, fps=cfg.data.fps, sample_rate=cfg.data.sample_rate)
-    except ImportError as error:  # espeak-ng or the recogniser
-        raise UserError(str(error)) from None
+    with ProgressDisplay() as display:
+        found, _ = check_prompts_of(
+            folder,
+            clips=clips,
+            world=world,
+            progress=lambda done, total: display("generate", {"done": done, "total": total}),
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1, allow_nan=False), "utf-8")
     answer(found, as_json, "\n".join(_lines(found["checks"])))
