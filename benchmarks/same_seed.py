@@ -27,7 +27,7 @@ from worldmodel.pipeline import WorldModelPipeline
 from worldmodel.worlds.catalog import make_episode, world_settings
 
 PROMPTS = {"talker": 'a man says "bin blue at f two now"'}
-PROMPT, SEED, FRAMES, SMOKE_FRAMES = "a red steel ball", 11, 64, 8
+PROMPT, SEED, FRAMES, SMOKE_FRAMES = "a red steel ball, moving left", 11, 64, 8
 
 
 def run(smoke: bool) -> Measured:

@@ -179,6 +179,11 @@ class RolloutConfig(Part):
     sound_lag: int = Field(default=0, ge=0, description="ODE steps by which sound follows the picture")
     context_noise: float = Field(default=0.05, ge=0, le=1)
     guidance_text: float = Field(default=1.0, ge=0, description="1 follows as trained, more exaggerates")
+    guidance_text_chunks: int | None = Field(
+        default=None,
+        ge=1,
+        description="first chunks of a clip that guidance_text acts on; later ones follow from them; null: all",
+    )
     guidance_speech: float = Field(default=1.0, ge=0)
     guidance_actions: float = Field(default=1.0, ge=0)
     actors: int = Field(default=2, ge=1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -87,11 +87,14 @@ class Sampler:
         seeds: list[int],
         sound_lag: int = 0,
         guidance: Guidance | None = None,
+        caption_chunks: int | None = None,
     ) -> None:
         """sound_lag: ODE steps by which sound follows the picture, so that it is made from what is seen.
-        guidance: how far each condition is followed; anything but 1 costs one more row a session."""
+        guidance: how far each condition is followed; anything but 1 costs one more row a session.
+        caption_chunks: so many first chunks, of the prefix, too, are guided by the caption; None is all."""
         self.model, self.prediction, self.steps, self.context_noise = model, prediction, steps, context_noise
         self.sound_lag, self.guidance = sound_lag, guidance or Guidance()
+        self.caption_chunks = caption_chunks
         self.layout = model.layout.of(num_chunks=1, text=False)
         self.seeds, self.device = seeds, text_BN.device
         self.cache = WindowCache(window_chunks=model.cfg.window_chunks, sink_chunks=model.cfg.sink_chunks)
@@ -110,6 +113,8 @@ class Sampler:
         self.cache.add(CachedChunk(out["cache"], tokens.valid_BL))
         level_BK, level_of_BL = self._levels((t, t))
         self.cache.before = self.model.estimate(tokens, level_BK, level_of_BL, layout=self.layout)
+        if self.cache.num_chunks == self.caption_chunks:
+            self._end_caption_guidance()
 
     @torch.no_grad()
     def generate(
@@ -141,9 +146,19 @@ class Sampler:
 
     def keep(self, sessions: list[int]) -> None:
         """Goes on with these sessions only, which thereby get the numbers 0, 1, ..."""
-        variants_V1 = len(self.seeds) * torch.arange(self.guidance.num_variants)[:, None]
-        self.cache.keep((variants_V1 + torch.tensor(sessions)).flatten().to(self.device))
+        self._keep_rows(range(self.guidance.num_variants), sessions)
         self.seeds = [self.seeds[session] for session in sessions]
+
+    def _end_caption_guidance(self) -> None:
+        """What the caption asked for is in the history by now; exaggerating it further would bend motion."""
+        without = [None, *self.guidance.without]
+        kept = [variant for variant, name in enumerate(without) if name != "caption"]
+        self._keep_rows(kept, range(len(self.seeds)))
+        self.guidance = replace(self.guidance, caption=1.0)
+
+    def _keep_rows(self, variants: Iterable[int], sessions: Iterable[int]) -> None:
+        rows_VB = len(self.seeds) * torch.tensor([*variants])[:, None] + torch.tensor([*sessions])
+        self.cache.keep(rows_VB.flatten().to(self.device))
 
     @property
     def num_rows(self) -> int:

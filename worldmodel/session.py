@@ -57,6 +57,7 @@ class RolloutSessions:
             sound_lag=self.cfg.sound_lag,
             context_noise=self.cfg.context_noise,
             guidance=Guidance(self.cfg.guidance_text, self.cfg.guidance_speech, self.cfg.guidance_actions),
+            caption_chunks=self.cfg.guidance_text_chunks,
             text_BN=prefix.text_BN,
             seeds=seeds,
         )

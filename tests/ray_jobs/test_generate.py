@@ -30,7 +30,7 @@ def test_the_command_makes_the_clip_that_python_makes(tmp_path):
 def test_explain_says_how_a_prompt_is_read_and_makes_nothing(tmp_path):
     done = worldmodel("generate", "bounce", "--prompt", PROMPT, "--explain", "--json", cwd=tmp_path)
     found = json.loads(done.stdout)
-    assert found["caption"] == {"text": PROMPT, "bytes": 16, "of": 24}
+    assert found["caption"] == {"text": PROMPT, "bytes": 16, "of": 112}
     assert found["speech"] == {"text": "", "bytes": 0, "of": 0}
     assert not list(tmp_path.iterdir())
 

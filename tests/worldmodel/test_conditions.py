@@ -80,6 +80,23 @@ def test_two_conditions_are_guided_side_by_side(model):
     assert torch.equal(roll(model, batch, guidance_text=1.0), roll(model, batch))
 
 
+def test_the_caption_guides_the_first_chunks_and_other_conditions_all(model):
+    batch = make_batch(model.layout, clips=2)
+    others = roll(model, batch, guidance_actions=3.0)
+    all_guided = roll(model, batch, guidance_text=3.0, guidance_actions=3.0)
+
+    def until(chunks: int) -> torch.Tensor:
+        return roll(model, batch, guidance_text=3.0, guidance_text_chunks=chunks, guidance_actions=3.0)
+
+    assert torch.allclose(until(1), others, atol=1e-4)  # the prefix is one chunk
+    assert torch.equal(until(3), all_guided)
+    two = until(2)
+    first = 2 * model.layout.video_tokens * model.layout.video_values  # pictures of prefix and first chunk
+    assert torch.allclose(two[:, :first], all_guided[:, :first], atol=1e-4)
+    assert (two - all_guided).abs().max() > 1e-3
+    assert (two - others).abs().max() > 1e-3
+
+
 def test_conditions_are_dropped_apart_and_never_in_evaluation():
     cfg = config()
     layout = tiny_layout(cfg)

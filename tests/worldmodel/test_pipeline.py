@@ -147,7 +147,8 @@ def test_what_cannot_be_made_is_refused_in_words(pipe, arguments, message):
 def test_prompts_that_the_model_cannot_follow_are_refused(pipe):
     with pytest.raises(PromptError, match="this model does not speak"):
         pipe('a man says "hello"')
-    with pytest.raises(PromptError, match="this model reads 24"):
-        pipe("a red steel ball and a blue wooden one")
+    room = pipe.cfg.model.text_tokens
+    with pytest.raises(PromptError, match=f"this model reads {room}"):
+        pipe("a red steel ball, moving left" + " and a blue wooden one" * (room // 22))
     with pytest.raises(ValueError, match="nothing-here: not an exported model"):
         WorldModelPipeline.from_pretrained(Path("nothing-here"))
