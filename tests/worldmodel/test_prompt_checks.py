@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,13 @@ def test_true_clips_follow_their_prompts_and_other_prompts_by_chance(balls):
         said = turned["factors"][factor]
         assert said["accuracy"] < said["codec"] - 0.2
         assert said["ci_low"] <= said["chance"] + 0.1
+
+
+def test_bodies_that_are_there_but_go_elsewhere_do_no_better_than_chance(balls):
+    backwards = prompted(balls, [replace(e, video_THWC=e.video_THWC[3::-1]) for e in balls])
+    said = prompt_following(backwards, sample_rate=16000)["factors"]["direction"]
+    assert said["accuracy"] < said["chance"]  # some have touched a wall by then
+    assert 0.2 < said["chance"] < 0.4  # other prompts' bodies would not be there: near 0
 
 
 def test_each_factor_sees_its_own_fault(balls):

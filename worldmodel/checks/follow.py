@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,23 +31,22 @@ def prompt_following(prompted: Prompted, *, sample_rate: int, seed: int = 0) -> 
 
     colour: the colours seen are those named. count: as many colours are seen as bodies named. material: most
     sounds are of the named ones. direction: share of the named bodies that set out as said; one that is not
-    seen has not. chance: the same against all other episodes' prompts. codec: the same of the true clips
-    through the codecs.
+    seen has not. chance: the same against all other episodes' prompts; of directions, against its own
+    with all four directions in turn, because another prompt's bodies are mostly not there at all.
+    codec: the same of the true clips through the codecs.
     """
     rng = np.random.default_rng(seed)
     seen = [Seen(clip, sample_rate) for clip in prompted.generated]
     best = [Seen(clip, sample_rate) for clip in prompted.codec]
     factors: dict[str, Any] = {}
     for factor in FACTORS:
-        right_EE = np.array([[one.follows(truth, factor) for truth in prompted.truths] for one in seen])
-        own_E = np.diag(right_EE)
+        own_E = np.array([one.follows(t, factor) for one, t in zip(seen, prompted.truths, strict=True)])
         low, high = bootstrap_ci(own_E, rng, statistic=np.mean)
-        others = ~np.eye(len(own_E), dtype=bool)
         factors[factor] = {
             "accuracy": float(own_E.mean()),
             "ci_low": low,
             "ci_high": high,
-            "chance": float(right_EE[others].mean()) if len(own_E) > 1 else float("nan"),
+            "chance": _by_chance(seen, prompted.truths, factor),
             "codec": float(
                 np.mean([one.follows(t, factor) for one, t in zip(best, prompted.truths, strict=True)])
             ),
@@ -55,6 +55,14 @@ def prompt_following(prompted: Prompted, *, sample_rate: int, seed: int = 0) -> 
         key: float(np.mean([factor[key] for factor in factors.values()]))
         for key in ("accuracy", "chance", "codec")
     }
+
+
+def _by_chance(seen: list[Seen], truths: Sequence[Truth], factor: str) -> float:
+    if factor == "direction":
+        return float(np.mean([one.goes_by_chance(truth) for one, truth in zip(seen, truths, strict=True)]))
+    right_EE = np.array([[one.follows(truth, factor) for truth in truths] for one in seen])
+    others = ~np.eye(len(seen), dtype=bool)
+    return float(right_EE[others].mean()) if len(seen) > 1 else float("nan")
 
 
 class Seen:
@@ -79,18 +87,28 @@ class Seen:
         if factor == "material":
             right = sum(name in truth.materials for name in self.materials)
             return float(2 * right > len(self.materials))
-        return float(np.mean([self._goes(truth, body) for body in range(len(truth.colors))]))
+        return float(
+            np.mean([self._goes(truth, body, said_direction(truth, body)) for body in bodies(truth)])
+        )
 
-    def _goes(self, truth: Truth, body: int) -> bool:
-        """Whether the body of that colour sets out about as the caption says. It counts from when it comes
-        out from behind a plate."""
+    def goes_by_chance(self, truth: Truth) -> float:
+        """As `follows` of "direction", had each named body been told another direction, all four in turn."""
+        return float(np.mean([self._goes(truth, body, to) for body in bodies(truth) for to in DIRECTIONS]))
+
+    def _goes(self, truth: Truth, body: int, direction: str) -> bool:
+        """Whether the body of that colour sets out about there. It counts from when it comes out from
+        behind a plate."""
         path_T2 = self.positions_TK2[:, list(COLORS).index(truth.colors[body])]
         seen = np.flatnonzero(np.isfinite(path_T2[:, 0]))[:FIRST_FRAMES]
         if len(seen) < FIRST_FRAMES or seen[-1] - seen[0] >= FIRST_FRAMES or seen[0] > LATEST_FRAME:
             return False
         step_2 = path_T2[seen[-1]] - path_T2[seen[0]]
-        along = float(step_2 @ np.array(DIRECTIONS[said_direction(truth, body)]))
+        along = float(step_2 @ np.array(DIRECTIONS[direction]))
         return along >= COSINE * float(np.linalg.norm(step_2)) > 0
+
+
+def bodies(truth: Truth) -> range:
+    return range(len(truth.colors))
 
 
 def said_direction(truth: Truth, body: int) -> str:
