@@ -182,7 +182,7 @@ class RolloutConfig(Part):
     guidance_text_chunks: int | None = Field(
         default=None,
         ge=1,
-        description="first chunks of a clip that guidance_text acts on; later ones follow; null: all",
+        description="first chunks of a clip in which guidance_text may exceed 1; null: all",
     )
     guidance_speech: float = Field(default=1.0, ge=0)
     guidance_actions: float = Field(default=1.0, ge=0)

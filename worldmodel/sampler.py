@@ -91,7 +91,8 @@ class Sampler:
     ) -> None:
         """sound_lag: ODE steps by which sound follows the picture, so that it is made from what is seen.
         guidance: how far each condition is followed; anything but 1 costs one more row a session.
-        caption_chunks: so many first chunks, of the prefix, too, are guided by the caption; None is all."""
+        caption_chunks: after so many chunks, of the prefix, too, the caption is no longer exaggerated; None is
+        never. A caption that is to be followed less than as trained is so throughout."""
         self.model, self.prediction, self.steps, self.context_noise = model, prediction, steps, context_noise
         self.sound_lag, self.guidance = sound_lag, guidance or Guidance()
         self.caption_chunks = caption_chunks
@@ -113,7 +114,7 @@ class Sampler:
         self.cache.add(CachedChunk(out["cache"], tokens.valid_BL))
         level_BK, level_of_BL = self._levels((t, t))
         self.cache.before = self.model.estimate(tokens, level_BK, level_of_BL, layout=self.layout)
-        if self.cache.num_chunks == self.caption_chunks:
+        if self.cache.num_chunks == self.caption_chunks and self.guidance.caption > 1:
             self._end_caption_guidance()
 
     @torch.no_grad()

@@ -95,6 +95,8 @@ def test_the_caption_guides_the_first_chunks_and_other_conditions_all(model):
     assert torch.allclose(two[:, :first], all_guided[:, :first], atol=1e-4)
     assert (two - all_guided).abs().max() > 1e-3
     assert (two - others).abs().max() > 1e-3
+    ignored = roll(model, batch, guidance_text=0.0, guidance_text_chunks=1)
+    assert torch.allclose(ignored, roll(model, without(batch, "caption")), atol=1e-4)  # not only at first
 
 
 def test_conditions_are_dropped_apart_and_never_in_evaluation():

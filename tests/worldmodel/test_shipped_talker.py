@@ -26,7 +26,7 @@ def test_new_sentences_are_heard_and_the_mouth_goes_with_them():
         from_prompts(model, cfg, *codecs, world="talker", seeds=seeds), fps=16, sample_rate=16000
     )
     words, lips = found["word_error_rate"], found["lip_offset"]
-    assert words["value"] < 0.4
+    assert words["value"] < 0.2
     assert words["baselines"]["another_sentence"] > words["value"] + 0.3
     assert abs(lips["value"]) <= 40
     assert lips["fit"] > lips["fit_of_another_voice"]

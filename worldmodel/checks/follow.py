@@ -88,12 +88,12 @@ class Seen:
             right = sum(name in truth.materials for name in self.materials)
             return float(2 * right > len(self.materials))
         return float(
-            np.mean([self._goes(truth, body, said_direction(truth, body)) for body in bodies(truth)])
+            np.mean([self._goes(truth, body, said_direction(truth, body)) for body in _bodies(truth)])
         )
 
     def goes_by_chance(self, truth: Truth) -> float:
         """As `follows` of "direction", had each named body been told another direction, all four in turn."""
-        return float(np.mean([self._goes(truth, body, to) for body in bodies(truth) for to in DIRECTIONS]))
+        return float(np.mean([self._goes(truth, body, to) for body in _bodies(truth) for to in DIRECTIONS]))
 
     def _goes(self, truth: Truth, body: int, direction: str) -> bool:
         """Whether the body of that colour sets out about there. It counts from when it comes out from
@@ -107,7 +107,7 @@ class Seen:
         return along >= COSINE * float(np.linalg.norm(step_2)) > 0
 
 
-def bodies(truth: Truth) -> range:
+def _bodies(truth: Truth) -> range:
     return range(len(truth.colors))
 
 
