@@ -1,7 +1,7 @@
 """Does the shipped `bounce` show what a prompt says: colours, count, materials, directions?
 
-Clips from captions of unseen episodes alone; `chance` is the same against the other episodes' captions, and of
-directions against all four in turn.
+Clips from captions of unseen episodes alone; `chance` is the same against the other episodes' captions,
+and of directions against all four in turn.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ class Sampler:
     ) -> None:
         """sound_lag: ODE steps by which sound follows the picture, so that it is made from what is seen.
         guidance: how far each condition is followed; anything but 1 costs one more row a session.
-        caption_chunks: after so many chunks, of the prefix, too, the caption is no longer exaggerated; None is
-        never. A caption that is to be followed less than as trained is so throughout."""
+        caption_chunks: after so many chunks, of the prefix, too, the caption is no longer exaggerated; None
+        is never. A caption that is to be followed less than as trained is so throughout."""
         self.model, self.prediction, self.steps, self.context_noise = model, prediction, steps, context_noise
         self.sound_lag, self.guidance = sound_lag, guidance or Guidance()
         self.caption_chunks = caption_chunks
