@@ -11,20 +11,110 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+class SourceConfig(Part):
+    """One source of a mixture. Its share of the micro-batches is its weight over the sum of all weights."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    manifest: str = Field(min_length=1, description="as data.manifest")
+    weight: float = Field(default=1.0, gt=0)
+
+
+class PhaseConfig(Part):
+    """A stretch of training with a mixture of its own (pre-, mid-, post-training), all in one plan."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    steps: int | None = Field(default=None, ge=1, description="null, for the last phase: to the end")
+    weights: dict[str, float] = Field(
+        default={}, description="source -> share; a source that is not named has none; empty: as in mixture"
+    )
+
+
+class BucketConfig(Part):
+    """Clips of one length and size; micro-batches never mix buckets."""
+
+    clip_s: float = Field(gt=0)
+    size: tuple[int, int]
+
+
+class LimitsConfig(Part):
+    """What one untrusted file may take before its decoder is killed and the clip quarantined."""
+
+    seconds: float = Field(default=120.0, gt=0, description="wall-clock time of one cut or probe")
+    memory_mb: int = Field(default=4096, ge=256, description="address space of the decoder beyond its start")
+    max_pixels: int = Field(default=8192 * 4352, ge=1, description="of one stored frame")
+    max_file_gb: float = Field(default=64.0, gt=0)
+    max_streams: int = Field(default=64, ge=1)
+
+
+class FilterConfig(Part):
+    """Filters and splits of the index; each one that is on decodes pictures once."""
+
+    shots: bool = Field(default=False, description="cut files where the shot changes (PySceneDetect)")
+    min_shot_s: float = Field(default=0.5, ge=0, description="shorter shots are left out")
+    drop: tuple[Literal["static", "black", "silent", "duplicate"], ...] = ()
+    max_drift_s: float | None = Field(
+        default=None, gt=0, description="most that sound and picture may drift apart over a file"
+    )
+    min_side: int = Field(default=0, ge=0, description="pixels of the shorter side of the stored picture")
+
+
+class LabelConfig(Part):
+    """Local models that write what is missing; human labels win. Empty: none."""
+
+    captioner: str = Field(default="", description="folder of a transformers image-to-text model")
+    recognizer: str = Field(
+        default="", description="folder of a transformers speech recogniser, or pocketsphinx"
+    )
+    aligner: str = Field(default="", description="folder of a transformers CTC model: when words are said")
+    min_confidence: float = Field(default=0.3, ge=0, le=1, description="below it a label is left out")
+
+
+class TargetConfig(Part):
+    """Features of a frozen encoder that travel with the latents, made by the same actors."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    encoder: str = Field(min_length=1, description="folder of a transformers image or sound encoder")
+    modality: Literal["video", "audio"] = "video"
+
+
 class DataConfig(Part):
     """Where clips come from, how they are cut, and how many a micro-batch holds."""
 
-    manifest: str = Field(default="", description="folder, CSV, JSON, JSONL or Parquet; the demo fills it in")
+    manifest: str = Field(
+        default="",
+        description="folder, CSV, JSON, JSONL, Parquet, WebDataset or LeRobot data set, local or s3:// or "
+        "gs://; the demo fills it in",
+    )
+    mixture: tuple[SourceConfig, ...] = Field(default=(), description="several sources instead of manifest")
+    phases: tuple[PhaseConfig, ...] = ()
     clip_s: float = Field(default=2.0, gt=0)
     fps: int = Field(default=16, gt=0)
     size: tuple[int, int] = (64, 64)
     sample_rate: int = Field(default=16000, gt=0)
+    buckets: tuple[BucketConfig, ...] = Field(
+        default=(), description="besides clip_s and size; a clip goes to the longest and nearest that fits"
+    )
     batch_clips: int = Field(default=8, ge=1, description="clips of one planned micro-batch")
+    batch_tokens: int | None = Field(
+        default=None, ge=1, description="tokens of a micro-batch instead: short and small clips come in more"
+    )
     held_out: float = Field(
         default=0.1, ge=0, lt=1, description="fraction of source files kept for evaluation"
     )
     cache: str = Field(default="", description="folder of the latent cache; empty: none")
+    spool_gb: float = Field(
+        default=8.0, gt=0, description="local copies of remote media on each node, least used ones go first"
+    )
     decode_actors: int = Field(default=1, ge=1, description="decode and encode actors per training worker")
+    encode_gpus: float = Field(
+        default=0.0, ge=0, le=1, description="share of a GPU of each decode and encode actor; 0: CPU"
+    )
+    decoder: Literal["pyav", "torchcodec", "decord"] = "pyav"
+    sandbox: bool = Field(default=True, description="decode in a process that can be killed")
+    limits: LimitsConfig = LimitsConfig()
+    filters: FilterConfig = FilterConfig()
+    labels: LabelConfig = LabelConfig()
+    targets: tuple[TargetConfig, ...] = ()
     max_quarantine_rate: float = Field(
         default=0.2, ge=0, le=1, description="the job fails when more clips than this are bad"
     )
@@ -32,6 +122,38 @@ class DataConfig(Part):
     @property
     def chunk_s_step(self) -> float:
         return 1.0 / self.fps
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """The mixture, or the one manifest; none when nothing is given."""
+        if self.mixture or not self.manifest:
+            return self.mixture
+        return (SourceConfig(name="clips", manifest=self.manifest),)
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        names = [source.name for source in self.mixture]
+        if self.mixture and self.manifest:
+            raise ValueError(f"give manifest={self.manifest} or mixture ({', '.join(names)}), not both")
+        if len(set(names)) < len(names):
+            raise ValueError(f"mixture names a source twice: {', '.join(sorted(names))}")
+        known = names or ["clips"]
+        for number, phase in enumerate(self.phases, start=1):
+            if unknown := sorted(set(phase.weights) - set(known)):
+                raise ValueError(
+                    f"phase {phase.name} weighs {', '.join(unknown)}; sources are {', '.join(known)}"
+                )
+            if (
+                phase.weights
+                and not sum(phase.weights.values()) > 0
+                or min(phase.weights.values(), default=0) < 0
+            ):
+                raise ValueError(f"phase {phase.name}: weights must be 0 or more, and one above 0")
+            if (phase.steps is None) != (number == len(self.phases)):
+                raise ValueError(
+                    f"phase {phase.name}: every phase but the last needs steps, and the last goes to the end"
+                )
+        return self
 
 
 class CodecConfig(Part):
@@ -236,6 +358,13 @@ class RunConfig(Part):
                 f"model.window_chunks + model.sink_chunks is {longest}; "
                 f"use at most {longest * self.chunk_s} s"
             )
+        for bucket in self.data.buckets:
+            chunks = bucket.clip_s / self.chunk_s
+            if abs(chunks - round(chunks)) > 1e-6 or not 1 <= round(chunks) <= longest:
+                raise ValueError(
+                    f"data.buckets: clip_s={bucket.clip_s} is not 1 to {longest} chunks of {self.chunk_s} s; "
+                    f"nearest: {min(max(1, round(chunks)), longest) * self.chunk_s}"
+                )
         if self.rollout.prefix_s < self.chunk_s:
             raise ValueError(
                 f"rollout.prefix_s={self.rollout.prefix_s} is shorter than one chunk of {self.chunk_s} s"
