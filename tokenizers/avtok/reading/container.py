@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -19,11 +21,25 @@ from avtok.media import ClipError
 SEEK_AFTER_S = 2.0  # decoding two seconds from the start costs less than a seek that misses
 ORIGIN_PATIENCE_S = 5.0  # streams are interleaved more finely than this
 MAX_READ_FAULTS = 16
+# What FFmpeg and PyAV raise for a file that is broken, beyond their own errors: impossible sizes and rates
+MEDIA_ERRORS = (FFmpegError, ValueError, MemoryError, OverflowError, ZeroDivisionError)
 _PLAYLISTS = frozenset(
     {"hls", "dash", "concat", "concatf", "sdp", "lavfi", "imf", "rtsp"}
 )  # they open other files
+_REWINDABLE = "mov,mp4,m4a,3gp,3g2,mj2"  # its index names the first sample of every stream
 
 Frame = TypeVar("Frame", av.VideoFrame, av.AudioFrame)
+
+
+@dataclass
+class _Kept:
+    """Files that stay open for one cut, each with its container and whether that was read from."""
+
+    container: dict[str, av.container.InputContainer] = field(default_factory=dict)
+    is_read: set[int] = field(default_factory=set)
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("_kept", default=None)
 
 
 def identity(uri: str) -> tuple[str, int, int]:
@@ -42,33 +58,79 @@ def identity(uri: str) -> tuple[str, int, int]:
 
 
 @contextmanager
+def kept_open() -> Iterator[None]:
+    """Within it, a file that is opened again is rewound where that is exact: opening decodes some ten frames.
+
+    One reader at a time: whoever opens a file anew takes it from the one before.
+    """
+    kept = _Kept()
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        for container in kept.container.values():
+            container.close()
+
+
+@contextmanager
 def open_media(uri: str) -> Iterator[av.container.InputContainer]:
-    path = identity(uri)[0]
+    """A container at its start. ClipError for what is no media file, or a list of other files."""
+    path, kept = identity(uri)[0], _kept.get()
+    if kept is None:
+        with _opened(uri, path) as container:
+            yield container
+        return
+    known = kept.container.get(path)
+    if known is None or (known.format.name != _REWINDABLE and id(known) in kept.is_read):
+        if known is not None:
+            kept.is_read.discard(id(known))
+            known.close()
+        kept.container[path] = _opened(uri, path)
+    yield kept.container[path]
+
+
+def _opened(uri: str, path: str) -> av.container.InputContainer:
     try:  # prefix and whitelist keep names such as concat:a|b and playlists from reaching anything else
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except (FFmpegError, ValueError) as error:
+    except MEDIA_ERRORS as error:
         raise ClipError(f"{uri}: cannot be opened as media: {one_line(error)}") from error
-    with container:
-        if _PLAYLISTS & set(container.format.name.split(",")):
-            raise ClipError(
-                f"{uri}: is a list of other files ({container.format.name}); give the media file itself"
-            )
-        yield container
+    if _PLAYLISTS & set(container.format.name.split(",")):
+        name = container.format.name
+        container.close()
+        raise ClipError(f"{uri}: is a list of other files ({name}); give the media file itself")
+    return container
+
+
+def _rewound(container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream) -> None:
+    """A container that was read from goes back to the first sample of the stream that is read next."""
+    kept = _kept.get()
+    if kept is None:
+        return
+    if id(container) in kept.is_read:
+        container.seek(-(2**40), stream=stream)  # before every stamp: the first sample of its index
+    kept.is_read.add(id(container))
 
 
 def best_streams(
     container: av.container.InputContainer,
 ) -> tuple[av.VideoStream | None, av.AudioStream | None]:
-    """FFmpeg's choice of a picture that is no cover, and of a sound; streams without a decoder do not
-    count."""
+    """The largest picture that is no cover, and FFmpeg's choice among equals and of a sound.
+
+    FFmpeg takes the picture marked as default, which muxers give to the first. Streams without a decoder do
+    not count.
+    """
     cover = av.stream.Disposition.attached_pic
     pictures = [
         s for s in container.streams.video if s.codec_context is not None and not s.disposition & cover
     ]
     sounds = [s for s in container.streams.audio if s.codec_context is not None]
     best_picture, best_sound = container.streams.best("video"), container.streams.best("audio")
-    video = next((s for s in pictures if best_picture is not None and s.index == best_picture.index), None)
-    video = video or max(pictures, key=lambda s: s.width * s.height, default=None)
+    video = max(
+        pictures,
+        key=lambda s: (s.width * s.height, best_picture is not None and s.index == best_picture.index),
+        default=None,
+    )
     audio = next((s for s in sounds if best_sound is not None and s.index == best_sound.index), None)
     for stream in (video, audio):
         if stream is not None:
@@ -98,7 +160,7 @@ def packets(
 def decode(packet: av.Packet, faults: list[str]) -> Iterator[av.VideoFrame | av.AudioFrame]:
     try:
         frames = packet.decode()
-    except FFmpegError as error:  # one broken packet is normal in the wild: what is whole is used
+    except MEDIA_ERRORS as error:  # one broken packet is normal in the wild: what is whole is used
         faults.append(one_line(error))
         return
     for frame in frames:
