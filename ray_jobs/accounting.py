@@ -50,8 +50,10 @@ class Ledger:
         )
 
     def quarantine_rate(self, plan: Plan) -> float:
-        """Quarantined as a fraction of the planned, not of the seen: one early bad clip is no verdict."""
-        return len(self._all_quarantined()) / plan.num_train
+        """Quarantined as a fraction of the planned, not of the seen: one early bad clip is no verdict.
+        Forgotten clips are none."""
+        forgotten = set(plan.forgotten_ids.tolist())
+        return len(set(self._all_quarantined()) - forgotten) / plan.num_train
 
     def check_rate(self, plan: Plan, max_rate: float) -> None:
         """JobError if more clips are bad than the configuration allows."""

@@ -32,20 +32,20 @@ class LatentCache:
     specs: tuple[CodecSpec, CodecSpec]
     data: DataConfig
 
-    def read(self, sample: Sample) -> dict[str, np.ndarray] | None:
+    def read(self, sample: Sample, size: tuple[int, int]) -> dict[str, np.ndarray] | None:
         """Arrays of a clip, or None if it is not there. A file that cannot be read counts as not there."""
         if not self.folder:
             return None
         try:
-            return load(self.path(sample).read_bytes())
+            return load(self.path(sample, size).read_bytes())
         except (OSError, SafetensorError):
             return None
 
-    def write(self, sample: Sample, arrays: dict[str, np.ndarray]) -> None:
+    def write(self, sample: Sample, size: tuple[int, int], arrays: dict[str, np.ndarray]) -> None:
         """Atomic: a reader sees the whole file or none. CacheWriteError if the folder cannot be written."""
         if not self.folder:
             return
-        path = self.path(sample)
+        path = self.path(sample, size)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # ranks may write the same clip at once
         about = {
             "content_sha256": sample.content_sha256,
@@ -64,14 +64,14 @@ class LatentCache:
                 f"{path.parent}: cannot write the latent cache: {error.strerror}"
             ) from error
 
-    def path(self, sample: Sample) -> Path:
+    def path(self, sample: Sample, size: tuple[int, int]) -> Path:
         key = {
             "version": LATENTS_VERSION,
             "content": sample.content_sha256,
             "codecs": [[spec.name, spec.content_hash, spec.scale] for spec in self.specs],
             "cut": [round(sample.start_s, 6), round(sample.end_s, 6), round(sample.valid_s, 6)],
             "modalities": [sample.has_video, sample.has_sound],
-            "grid": [self.data.fps, *self.data.size, self.data.sample_rate],
+            "grid": [self.data.fps, *size, self.data.sample_rate],
         }
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         return Path(self.folder) / name[:2] / f"{name}.safetensors"

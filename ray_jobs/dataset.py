@@ -15,7 +15,8 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.errors import JobError
 from ray_jobs.paced_executor import PacedExecutor
-from ray_jobs.plan import PADDING, Plan, rank_slots
+from ray_jobs.passes import PADDING
+from ray_jobs.plan import Plan, rank_slots
 from ray_jobs.stages import EncodeBatch, Row, to_latent_batch
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
@@ -81,17 +82,19 @@ def held_out_batches(
 ) -> Iterator[LatentBatch]:
     """This rank's share of the first held-out clips in micro-batches of epoch -1, made in this process.
 
-    Every rank gets equally many, the last ones padded: evaluation is collective.
+    Every rank gets equally many, the last ones padded, and of the same bucket at the same time: evaluation is
+    collective.
     """
     encode = EncodeBatch(plan, cfg)
     ids = plan.held_out_ids[:num_clips]
-    per_round = cfg.data.batch_clips * world_size
-    for start in range(0, len(ids), per_round):
-        sample_ids_B = np.full(cfg.data.batch_clips, PADDING, dtype=np.int64)
-        begin = start + rank * cfg.data.batch_clips
-        chosen = ids[begin : begin + cfg.data.batch_clips]
-        sample_ids_B[: len(chosen)] = chosen
-        yield to_latent_batch(encode.encode_batch(-1, -1, sample_ids_B))
+    for number in np.unique(plan.bucket_of[ids]):
+        own, size = ids[plan.bucket_of[ids] == number], plan.buckets[number].batch_clips
+        for start in range(0, len(own), size * world_size):
+            sample_ids_B = np.full(size, PADDING, dtype=np.int64)
+            begin = start + rank * size
+            chosen = own[begin : begin + size]
+            sample_ids_B[: len(chosen)] = chosen
+            yield to_latent_batch(encode.encode_batch(-1, -1, sample_ids_B, encode.of_bucket[number]))
 
 
 def actor_dataset(

@@ -1,33 +1,38 @@
-"""The plan: which clips exist, and the one finite sequence of micro-batches that training reads.
+"""The plan: which clips exist, and the one sequence of micro-batches that training reads.
 
-The global index of a micro-batch is epoch * batches_per_epoch + batch_id. Training step k reads the indices
-[k * G, (k + 1) * G) with G = train.micro_batches at any number of workers, so a position is one integer.
+Training step k reads the positions [k * G, (k + 1) * G) of the stream, with G = train.micro_batches at any
+number of workers, so where training stands is one integer. The schedule says which source gives a position;
+a source's micro-batches come in passes over its own samples, each shuffled anew. "epoch" is the number of
+that pass.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from einops import rearrange
 
-from ray_jobs.actions import resampled
+from ray_jobs.buckets import Bucket, buckets_of
+from ray_jobs.cuts import Cuts, actions, make_cuts, transcripts
 from ray_jobs.errors import UserError
-from ray_jobs.index import read_manifest
+from ray_jobs.manifest_columns import ManifestColumns
+from ray_jobs.passes import PADDING, Pass, shuffled_pass
+from ray_jobs.schedule import Phase, Schedule, schedule_of
 from worldmodel.config import RunConfig
 
 # S steps, K slots of one rank in one step, B clips of a micro-batch.
 
 Split = Literal["train", "held_out"]
-PADDING = -1
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 ROWS_PER_GROUP = 512
 
 
@@ -37,10 +42,12 @@ class Sample:
 
     caption: what is to be seen and heard. transcript: what is said between start_s and end_s.
     actions: JSON, one row per frame at data.fps. content_sha256 names the bytes that were indexed.
+    weight: share of its source in the mixture. forgotten: its place is kept and nothing else.
     """
 
     sample_id: int
     split: Split
+    source: str
     uri: str
     audio_uri: str
     start_s: float
@@ -56,6 +63,7 @@ class Sample:
     bucket: str
     weight: float
     seed: int
+    forgotten: bool
 
     @property
     def text(self) -> str:
@@ -76,15 +84,22 @@ _PLACES = ("uri", "audio_uri")  # where the media lie may change between runs; w
 
 @dataclass(frozen=True)
 class Plan:
-    """Every sample once, sample_id dense from 0: first the train samples, then the held-out ones."""
+    """Every sample once, sample_id dense from 0: first the train samples, then the held-out ones.
+
+    identity: the hash that the plan was made with; what is forgotten later does not change it.
+    """
 
     table: pa.Table
     seed: int
-    batch_clips: int
+    buckets: tuple[Bucket, ...]
+    schedule: Schedule
+    sources: tuple[str, ...] = ("clips",)
+    identity: str = ""
+    _passes: dict[tuple[int, int], Pass] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @cached_property
     def num_train(self) -> int:
-        return sum(split == "train" for split in self.table["split"].to_pylist())
+        return pc.sum(pc.equal(self.table["split"], "train")).as_py() or 0
 
     @property
     def num_samples(self) -> int:
@@ -95,52 +110,97 @@ class Plan:
         return np.arange(self.num_train, self.num_samples)
 
     @cached_property
+    def forgotten_ids(self) -> np.ndarray:
+        return np.flatnonzero(self.table["forgotten"].to_numpy())
+
+    @cached_property
+    def bucket_of(self) -> np.ndarray:
+        """Index into `buckets` of each sample, int16."""
+        numbers = {bucket.name: number for number, bucket in enumerate(self.buckets)}
+        encoded = self.table["bucket"].combine_chunks().dictionary_encode()
+        known = np.array([numbers[name] for name in encoded.dictionary.to_pylist()], dtype=np.int16)
+        return known[encoded.indices.to_numpy()]
+
+    @cached_property
+    def num_batches_per_pass(self) -> tuple[int, ...]:
+        """Of each source."""
+        return tuple(
+            sum(-(-len(ids) // self.buckets[bucket].batch_clips) for bucket, ids in own.items())
+            for own in self._train_ids
+        )
+
+    @cached_property
     def num_batches_per_epoch(self) -> int:
-        return sum(-(-len(ids) // self.batch_clips) for ids in self._train_by_bucket.values())
+        """Micro-batches of one pass over every source."""
+        return sum(self.num_batches_per_pass)
 
     @cached_property
     def hash(self) -> str:
-        """Equal for equal samples in equal order, wherever the files lie."""
-        digest = hashlib.sha256(f"{PLAN_VERSION} {self.seed} {self.batch_clips}".encode())
-        for name in self.table.column_names:
-            if name not in _PLACES:
-                digest.update(json.dumps([name, self.table[name].to_pylist()]).encode())
-        return digest.hexdigest()[:16]
+        """Equal for equal samples in equal order, wherever the files lie and whatever was forgotten since."""
+        return self.identity or self._digest()
 
     def sample(self, sample_id: int) -> Sample:
         if not 0 <= sample_id < self.num_samples:
             raise IndexError(f"sample {sample_id} is not in the plan of {self.num_samples}")
         return Sample(**self.table.slice(sample_id, 1).to_pylist()[0])
 
-    def batch(self, epoch: int, batch_id: int) -> np.ndarray:
-        """Sample ids of one micro-batch, int64 [B]; -1 is padding."""
-        return self._epoch_batches(epoch)[batch_id]
+    def bucket(self, sample_ids_B: np.ndarray) -> Bucket:
+        """The bucket of a micro-batch; that of the empty one is the first."""
+        real = sample_ids_B[sample_ids_B != PADDING]
+        return self.buckets[self.bucket_of[real[0]] if len(real) else 0]
 
-    def batch_at(self, global_index: int) -> tuple[int, int, np.ndarray]:
-        """(epoch, batch_id, sample ids) of a global index; -1 is the empty one (-1, -1, all padding)."""
-        if global_index < 0:
-            return -1, -1, np.full(self.batch_clips, PADDING, dtype=np.int64)
-        epoch, batch_id = divmod(global_index, self.num_batches_per_epoch)
-        return epoch, batch_id, self.batch(epoch, batch_id)
+    def batch_at(self, position: int) -> tuple[int, int, np.ndarray]:
+        """(epoch, batch_id, sample ids) at a position; -1 is the empty micro-batch (-1, -1, all padding)."""
+        if position < 0:
+            return -1, -1, np.full(self.buckets[0].batch_clips, PADDING, dtype=np.int64)
+        source, number = self.schedule.at(position)
+        epoch, batch_id = divmod(number, self.num_batches_per_pass[source])
+        return epoch, batch_id, self.pass_of(source, epoch).batch(batch_id)
 
-    def sample_ids_before(self, global_index: int) -> dict[int, np.ndarray]:
+    def sample_ids_before(self, position: int) -> dict[int, np.ndarray]:
         """epoch -> sorted ids of every sample that lies before the position."""
-        epochs, batches = divmod(global_index, self.num_batches_per_epoch)
-        before = dict.fromkeys(range(epochs), np.arange(self.num_train))
-        if batches:
-            ids = self._epoch_batches(epochs)[:batches].ravel()
-            before[epochs] = np.sort(ids[ids != PADDING])
-        return before
+        before: dict[int, list[np.ndarray]] = {}
+        for source, count in enumerate(self.schedule.counts(position)):
+            if not count:
+                continue
+            epochs, batches = divmod(count, self.num_batches_per_pass[source])
+            all_ids = np.concatenate(list(self._train_ids[source].values()))
+            for epoch in range(epochs):
+                before.setdefault(epoch, []).append(all_ids)
+            if batches:
+                one = self.pass_of(source, epochs)
+                ids = one.ids[: one.starts[batches]]
+                before.setdefault(epochs, []).append(ids[ids != PADDING])
+        return {epoch: np.sort(np.concatenate(ids)) for epoch, ids in sorted(before.items())}
+
+    def pass_of(self, source: int, epoch: int) -> Pass:
+        """The micro-batches of one pass. One bucket each; the last of a bucket is padded."""
+        key = (source, epoch)
+        if key not in self._passes:
+            for old in [k for k in self._passes if k[0] == source][:-1]:  # this pass and the next are enough
+                self._passes.pop(old)
+            sizes = [bucket.batch_clips for bucket in self.buckets]
+            self._passes[key] = shuffled_pass(
+                self._train_ids[source], sizes, seed=self.seed, source=source, epoch=epoch
+            )
+        return self._passes[key]
 
     def save(self, path: str | Path) -> None:
+        """Atomic: a reader sees the whole plan or the one before."""
+        digest = self._digest()
         about = {
             "version": PLAN_VERSION,
             "seed": self.seed,
-            "batch_clips": self.batch_clips,
-            "hash": self.hash,
+            "buckets": [asdict(bucket) for bucket in self.buckets],
+            "phases": [asdict(phase) for phase in self.schedule.phases],
+            "sources": self.sources,
+            "hash": self.identity or digest,
+            "digest": digest,
         }
         table = self.table.replace_schema_metadata({"plan": json.dumps(about)})
-        pq.write_table(table, path, row_group_size=ROWS_PER_GROUP)
+        partial = Path(path).with_name(f".{Path(path).name}.partial")
+        pq.write_table(table, partial, row_group_size=max(ROWS_PER_GROUP, table.num_rows // 64))
+        partial.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -152,39 +212,40 @@ class Plan:
         about = json.loads((table.schema.metadata or {}).get(b"plan", b"{}"))
         if about.get("version") != PLAN_VERSION:
             raise UserError(f"{path}: plan version {about.get('version')}, not {PLAN_VERSION}; make it anew")
-        plan = cls(table.cast(PLAN_SCHEMA), seed=about["seed"], batch_clips=about["batch_clips"])
-        if plan.hash != about["hash"]:
-            raise UserError(
-                f"{path}: its samples hash to {plan.hash}, it was saved as {about['hash']}; make it anew"
-            )
+        plan = cls(
+            table.cast(PLAN_SCHEMA),
+            seed=about["seed"],
+            buckets=tuple(Bucket(**{**b, "size": tuple(b["size"])}) for b in about["buckets"]),
+            schedule=Schedule(tuple(Phase(**{**p, "shares": tuple(p["shares"])}) for p in about["phases"])),
+            sources=tuple(about["sources"]),
+            identity=about["hash"],
+        )
+        if plan._digest() != about["digest"]:
+            raise UserError(f"{path}: its samples are not those it was saved with; make it anew")
         return plan
 
-    @cached_property
-    def _train_by_bucket(self) -> dict[str, np.ndarray]:
-        buckets = np.array(self.table["bucket"].to_pylist()[: self.num_train], dtype=object)
-        return {bucket: np.flatnonzero(buckets == bucket) for bucket in sorted(set(buckets))}
+    def _digest(self) -> str:
+        facts = [PLAN_VERSION, self.seed, *map(asdict, self.buckets), *map(asdict, self.schedule.phases)]
+        digest = hashlib.sha256(json.dumps([*facts, self.sources]).encode())
+        for name in self.table.column_names:
+            if name not in _PLACES:
+                digest.update(name.encode())
+                _digest_column(digest, self.table[name])
+        return digest.hexdigest()[:16]
 
     @cached_property
-    def _orders(self) -> dict[int, np.ndarray]:
-        return {}
-
-    def _epoch_batches(self, epoch: int) -> np.ndarray:
-        """Every micro-batch of an epoch, [batches, B]. One bucket each; the last of a bucket is padded."""
-        if epoch not in self._orders:
-            while len(self._orders) > 1:  # a stream needs at most this epoch and the next
-                self._orders.pop(next(iter(self._orders)))
-            self._orders[epoch] = self._shuffled_batches(epoch)
-        return self._orders[epoch]
-
-    def _shuffled_batches(self, epoch: int) -> np.ndarray:
-        random = np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64))
-        batches = []
-        for ids in self._train_by_bucket.values():
-            padded = np.full(-(-len(ids) // self.batch_clips) * self.batch_clips, PADDING, dtype=np.int64)
-            padded[: len(ids)] = ids[_shuffled(random, len(ids))]
-            batches.append(rearrange(padded, "(batches b) -> batches b", b=self.batch_clips))
-        mixed = np.concatenate(batches)
-        return mixed if len(batches) == 1 else mixed[_shuffled(random, len(mixed))]
+    def _train_ids(self) -> tuple[dict[int, np.ndarray], ...]:
+        """Of each source: bucket -> its train samples."""
+        buckets = self.bucket_of[: self.num_train]
+        encoded = self.table["source"].combine_chunks().dictionary_encode()
+        names, indices = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()[: self.num_train]
+        own = []
+        for source in self.sources:
+            mine = (
+                np.flatnonzero(indices == names.index(source)) if source in names else np.zeros(0, np.int64)
+            )
+            own.append({int(b): mine[buckets[mine] == b] for b in np.unique(buckets[mine])})
+        return tuple(own)
 
 
 def rank_slots(
@@ -201,85 +262,86 @@ def rank_slots(
     return np.where(slot_1K < micro_batches, step_S1 * micro_batches + slot_1K, PADDING)
 
 
-def make_plan(manifest_path: str, cfg: RunConfig) -> Plan:
-    """Cut the clips of an indexed manifest into samples and decide the split. UserError if none is left."""
-    rows = read_manifest(manifest_path).to_pylist()
-    held_out = _held_out_groups({row["group"] for row in rows}, cfg.data.held_out)
-    samples = [cut | {"split": _split(row, held_out)} for row in rows for cut in _cuts(row, cfg)]
-    samples.sort(key=lambda sample: sample["split"] != "train")  # stable: the manifest's order within a split
-    if not samples or samples[0]["split"] != "train":
-        raise UserError(
-            f"{manifest_path}: nothing to train on; it holds {len(rows)} clips and none is for training"
-        )
-    for sample_id, sample in enumerate(samples):
-        sample["sample_id"] = sample_id
-    return Plan(
-        pa.Table.from_pylist(samples, schema=PLAN_SCHEMA), seed=cfg.seed, batch_clips=cfg.data.batch_clips
+def make_plan(manifests: str | Mapping[str, str], cfg: RunConfig) -> Plan:
+    """Cut the clips of indexed manifests into samples and decide the split. UserError if none is left.
+
+    manifests: of each source of the mixture by its name, or the one of data.manifest.
+    """
+    by_source = {"clips": manifests} if isinstance(manifests, str) else dict(manifests)
+    try:
+        buckets = buckets_of(cfg)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    manifest = ManifestColumns(by_source)
+    cuts = make_cuts(manifest, cfg, buckets)
+    plan = Plan(
+        _samples(manifest, cuts, cfg, buckets),
+        seed=cfg.seed,
+        buckets=buckets,
+        schedule=schedule_of(cfg),
+        sources=tuple(by_source),
     )
+    _check_sources(plan, by_source, manifest.num_rows)
+    return plan
 
 
-def _cuts(row: dict[str, Any], cfg: RunConfig) -> list[dict[str, Any]]:
-    """Whole clips of a span; a rest is dropped, a span shorter than a clip is one with an invalid tail."""
-    clip_s, frame_s = cfg.data.clip_s, 1 / cfg.data.fps
-    is_image = row["duration_s"] == 0
-    span_s = cfg.chunk_s if is_image else row["end_s"] - row["start_s"]
-    actions = json.loads(row["actions"]) if row["actions"] else []
-    if actions and len(actions[0]) > cfg.model.action_dim:
+def _samples(manifest: ManifestColumns, cuts: Cuts, cfg: RunConfig, buckets: tuple[Bucket, ...]) -> pa.Table:
+    """PLAN_SCHEMA, filled column by column: the worst moment holds one column of the manifest besides."""
+    count, source_S = len(cuts.row_S), manifest.source_N[cuts.row_S]
+    weights = {source.name: source.weight for source in cfg.data.sources}
+    weight_K = np.array([weights.get(name, 1.0) for name in manifest.by_source])
+    given = {
+        "sample_id": np.arange(count),
+        "split": _named(cuts.held_out_S.astype(np.int16), ["train", "held_out"]),
+        "source": _named(source_S, list(manifest.by_source)),
+        "start_s": cuts.start_S,
+        "end_s": cuts.end_S,
+        "valid_s": cuts.valid_S,
+        "transcript": transcripts(manifest, cuts),
+        "actions": actions(manifest, cuts, cfg),
+        "bucket": _named(cuts.bucket_S.astype(np.int16), [bucket.name for bucket in buckets]),
+        "weight": weight_K[source_S],
+        "seed": np.full(count, cfg.seed),
+        "forgotten": np.zeros(count, dtype=bool),
+    }
+    rows = pa.array(cuts.row_S)
+    columns = {
+        name: given[name] if name in given else manifest[name].take(rows) for name in PLAN_SCHEMA.names
+    }
+    return pa.table(columns, schema=PLAN_SCHEMA)
+
+
+def _named(number_S: np.ndarray, names: list[str]) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(number_S, names).cast(pa.string())
+
+
+def _check_sources(plan: Plan, by_source: Mapping[str, str], rows: int) -> None:
+    """Every source that a phase draws from must have something to give."""
+    where = ", ".join(by_source.values())
+    if not plan.num_train:
+        raise UserError(f"{where}: nothing to train on; it holds {rows} clips and none is for training")
+    drawn = np.sum([phase.shares for phase in plan.schedule.phases], axis=0) > 0
+    empty = [
+        name
+        for name, used, count in zip(plan.sources, drawn, plan.num_batches_per_pass, strict=True)
+        if used and not count
+    ]
+    if empty:
         raise UserError(
-            f"{row['uri']}: actions are {len(actions[0])} wide, model.action_dim is {cfg.model.action_dim}; "
-            f"use --set model.action_dim={len(actions[0])}"
+            f"{', '.join(by_source[name] for name in empty)}: nothing to train on in {', '.join(empty)}; "
+            "take it out of data.mixture or add clips"
         )
-    if actions:  # one per frame of the file
-        told_FA, start_s = np.array(actions), row["start_s"]
-        actions = resampled(told_FA, clip_hz=row["fps"], grid_hz=cfg.data.fps, start_s=start_s).tolist()
-    cuts = []
-    for i in range(max(1, int((span_s + frame_s) / clip_s))):  # containers round a duration by up to a frame
-        first_frame = round(i * clip_s * cfg.data.fps)
-        own_actions = actions[first_frame : first_frame + round(clip_s * cfg.data.fps)]
-        cuts.append(
-            {
-                **{name: row[name] for name in ("uri", "audio_uri", "has_video", "content_sha256", "group")},
-                "has_sound": row["has_sound"],
-                "start_s": row["start_s"] + i * clip_s,
-                "end_s": row["start_s"] + (i + 1) * clip_s,
-                "valid_s": min(clip_s, span_s - i * clip_s),
-                "caption": row["caption"],
-                "transcript": _said(row, row["start_s"] + i * clip_s, row["start_s"] + (i + 1) * clip_s),
-                "actions": json.dumps(own_actions) if own_actions else "",
-                "bucket": f"{clip_s:g}s-{cfg.data.size[0]}x{cfg.data.size[1]}-{cfg.data.fps}fps",
-                "weight": 1.0,
-                "seed": cfg.seed,
-            }
-        )
-    return cuts
 
 
-def _said(row: dict[str, Any], start_s: float, end_s: float) -> str:
-    """Timed words that begin in the cut. A transcript without times is all there is of every cut."""
-    cues = json.loads(row["speech_json"]) if row["speech_json"] else []
-    timed = [cue for cue in cues if "start" in cue]
-    if not timed:
-        return row["transcript"] or " ".join(cue["text"] for cue in cues)
-    return " ".join(cue["text"] for cue in timed if start_s <= float(cue["start"]) < end_s)
-
-
-def _held_out_groups(groups: set[str], fraction: float) -> set[str]:
-    """Groups whose hash lies below the fraction: adding files moves no other. At least one on each side."""
-    if fraction == 0 or len(groups) < 2:
-        return set()
-    by_hash = sorted(groups, key=_unit_hash)
-    held_out = {group for group in groups if _unit_hash(group) < fraction} or {by_hash[0]}
-    return held_out - {by_hash[-1]}
-
-
-def _unit_hash(group: str) -> float:
-    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
-
-
-def _split(row: dict[str, Any], held_out: set[str]) -> Split:
-    return "held_out" if row["group"] in held_out else "train"
-
-
-def _shuffled(random: np.random.Philox, count: int) -> np.ndarray:
-    """A permutation from raw bits: numpy keeps them, unlike Generator.permutation, over versions."""
-    return np.argsort(random.random_raw(count), kind="stable")
+def _digest_column(digest: Any, column: pa.ChunkedArray) -> None:
+    """The same for the same values, however they are chunked: lengths and bytes, never Python objects."""
+    if pa.types.is_string(column.type):
+        digest.update(pc.binary_length(column).to_numpy().astype(np.int32).tobytes())
+        for chunk in column.chunks:
+            offsets = np.frombuffer(chunk.buffers()[1], dtype=np.int32)[
+                chunk.offset : chunk.offset + len(chunk) + 1
+            ]
+            if len(chunk) and (data := chunk.buffers()[2]) is not None:
+                digest.update(memoryview(data)[offsets[0] : offsets[-1]])
+    else:
+        digest.update(np.ascontiguousarray(column.to_numpy()).tobytes())

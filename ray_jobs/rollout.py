@@ -45,7 +45,9 @@ class Prompt:
 def prompts_from(source: str, cfg: RunConfig, rollout: RolloutConfig) -> Plan:
     """Every clip of a folder or manifest, cut to prefix and continuation. UserError when there is none."""
     clip_s = rollout.prefix_s + rollout.seconds
-    data = cfg.data.model_copy(update={"clip_s": clip_s, "held_out": 0.0})
+    data = cfg.data.model_copy(
+        update={"clip_s": clip_s, "held_out": 0.0, "buckets": (), "batch_tokens": None}
+    )
     with tempfile.TemporaryDirectory(prefix="worldmodel-prompts-") as folder:
         manifest = f"{folder}/prompts.parquet"
         index_sources([source], out=manifest)
@@ -180,7 +182,7 @@ class RolloutActor:
     def generate(self, prompts: list[Prompt]) -> tuple[LatentBatch, Latents]:
         """The clips as they are, and their prefixes with what follows."""
         ids = np.array([p.sample_id for p in prompts])
-        batch = to_latent_batch(self.encode.encode_batch(-1, -1, ids))
+        batch = to_latent_batch(self.encode.encode_batch(-1, -1, ids, self.encode.own))
         chunk_s = self.cfg.chunk_s
         prefix_chunks = round(self.rollout.prefix_s / chunk_s)
         sessions = RolloutSessions(self.loaded.model, self.rollout, self.loaded.prediction)

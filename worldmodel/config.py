@@ -143,11 +143,8 @@ class DataConfig(Part):
                 raise ValueError(
                     f"phase {phase.name} weighs {', '.join(unknown)}; sources are {', '.join(known)}"
                 )
-            if (
-                phase.weights
-                and not sum(phase.weights.values()) > 0
-                or min(phase.weights.values(), default=0) < 0
-            ):
+            weights = phase.weights.values()
+            if phase.weights and (min(weights) < 0 or not sum(weights) > 0):
                 raise ValueError(f"phase {phase.name}: weights must be 0 or more, and one above 0")
             if (phase.steps is None) != (number == len(self.phases)):
                 raise ValueError(

@@ -91,6 +91,13 @@ class Layout:
             return replace(self, num_chunks=num_chunks)
         return replace(self, num_chunks=num_chunks, text_tokens=0, speech_tokens=0)
 
+    def of_latents(self, video_BTHWC: Tensor) -> Layout:
+        """The layout of a micro-batch of another bucket: its latents say how long and how large its clips
+        are."""
+        _, steps, height, width, _ = video_BTHWC.shape
+        grid = (height // self.patch[0], width // self.patch[1])
+        return replace(self, num_chunks=steps // self.video_steps, video_grid=grid)
+
     @property
     def text_bytes(self) -> int:
         """Bytes of caption and transcript together."""

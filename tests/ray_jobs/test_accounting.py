@@ -7,25 +7,14 @@ from hypothesis import strategies as st
 
 from ray_jobs.accounting import Ledger, merge
 from ray_jobs.errors import JobError
-from ray_jobs.plan import PADDING, PLAN_SCHEMA, Plan, rank_slots
+from ray_jobs.plan import PADDING, rank_slots
+from tests.ray_jobs.tiny_plans import tiny_plan
 
 BAD = {3: "no picture could be decoded", 8: "the file is gone"}
 
 
-def plan_of(num_train, *, batch_clips=3, seed=0):
-    empty = {
-        field.name: {"string": "", "bool": True}.get(
-            str(field.type), 1.0 if str(field.type) == "double" else 0
-        )
-        for field in PLAN_SCHEMA
-    }
-    rows = [
-        empty | {"sample_id": i, "split": "train", "bucket": "one", "uri": f"{i}.mp4"}
-        for i in range(num_train)
-    ]
-    return Plan(
-        PLAN_SCHEMA.empty_table().from_pylist(rows, schema=PLAN_SCHEMA), seed=seed, batch_clips=batch_clips
-    )
+def plan_of(num_train):
+    return tiny_plan([num_train], held_out=0)
 
 
 def train(plan, ledgers, *, start_step, end_step, micro_batches):
@@ -93,7 +82,7 @@ def test_a_lost_a_doubled_and_an_early_sample_are_each_found():
     with pytest.raises(JobError, match="neither consumed nor quarantined: 1 samples"):
         lost.check(plan)
     early = trained(plan, steps=2)
-    next_id = int(plan.batch(0, 2)[0])
+    next_id = int(plan.pass_of(0, 0).batch(2)[0])
     early.consumed[0].add(next_id)
     with pytest.raises(JobError, match=rf"not before the position: 1 samples \({next_id}\)"):
         early.check(plan)
@@ -102,8 +91,8 @@ def test_a_lost_a_doubled_and_an_early_sample_are_each_found():
     with pytest.raises(JobError, match="both consumed and quarantined"):
         both.check(plan)
     with pytest.raises(JobError, match="trained on twice"):
-        good.add(0, plan.batch(0, 1), {})
-    good.add(1, plan.batch(0, 1), {})  # another epoch is another time
+        good.add(0, plan.pass_of(0, 0).batch(1), {})
+    good.add(1, plan.pass_of(0, 0).batch(1), {})  # another epoch is another time
 
 
 def test_two_ranks_that_share_a_sample_or_stand_elsewhere_do_not_merge():

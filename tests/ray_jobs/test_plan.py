@@ -1,6 +1,8 @@
 import json
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -8,26 +10,9 @@ from hypothesis import strategies as st
 
 from ray_jobs.errors import UserError
 from ray_jobs.index import MANIFEST_SCHEMA, index_sources
-from ray_jobs.plan import PADDING, PLAN_SCHEMA, Plan, make_plan, rank_slots
+from ray_jobs.plan import PADDING, Plan, make_plan, rank_slots
+from tests.ray_jobs.tiny_plans import tiny_plan
 from worldmodel.config import RunConfig
-
-
-def tiny_plan(bucket_sizes, *, batch_clips=3, seed=0):
-    """A plan of `bucket_sizes` train samples and two held-out ones; only what orders samples is filled in."""
-    buckets = [f"bucket {i}" for i, size in enumerate(bucket_sizes) for _ in range(size)] + ["bucket 0"] * 2
-    empty = {
-        field.name: {"string": "", "bool": True}.get(
-            str(field.type), 1.0 if str(field.type) == "double" else 0
-        )
-        for field in PLAN_SCHEMA
-    }
-    rows = [
-        empty | {"sample_id": i, "bucket": bucket, "split": "train" if i < sum(bucket_sizes) else "held_out"}
-        for i, bucket in enumerate(buckets)
-    ]
-    return Plan(
-        PLAN_SCHEMA.empty_table().from_pylist(rows, schema=PLAN_SCHEMA), seed=seed, batch_clips=batch_clips
-    )
 
 
 def write_manifest(path, rows):
@@ -68,7 +53,7 @@ def test_media_is_cut_into_whole_clips_and_a_short_file_is_one_with_an_invalid_t
         ("short", 0.0, 1.0, 0.6),
         ("rounded", 0.0, 1.0, 1.0),
         ("rounded", 1.0, 2.0, 0.99),
-        ("image", 0.0, 1.0, 0.25),
+        ("image", 0.0, 0.25, 0.25),
     ]
     assert plan.sample(0).text == "a ball"
     assert plan.sample(3).text == "hello"
@@ -144,7 +129,8 @@ def test_plan_survives_its_file_and_a_changed_file_is_refused(tmp_path, plan):
     loaded = Plan.load(path)
     assert loaded.hash == plan.hash
     assert loaded.table.equals(plan.table)
-    assert np.array_equal(loaded.batch(3, 1), plan.batch(3, 1))
+    assert loaded.batch_at(7)[:2] == plan.batch_at(7)[:2]
+    assert np.array_equal(loaded.batch_at(7)[2], plan.batch_at(7)[2])
     table = pq.read_table(path)
     pq.write_table(table.slice(1), path)
     with pytest.raises(UserError, match="make it anew"):
@@ -154,12 +140,19 @@ def test_plan_survives_its_file_and_a_changed_file_is_refused(tmp_path, plan):
 
 
 def test_hash_follows_content_seed_and_batch_but_not_the_folder(plan):
-    places = plan.table.set_column(2, "uri", [["elsewhere"] * plan.num_samples])
-    assert Plan(places, seed=plan.seed, batch_clips=plan.batch_clips).hash == plan.hash
-    assert Plan(plan.table, seed=plan.seed + 1, batch_clips=plan.batch_clips).hash != plan.hash
-    assert Plan(plan.table, seed=plan.seed, batch_clips=plan.batch_clips + 1).hash != plan.hash
-    moved = plan.table.set_column(4, "start_s", [[9.0] * plan.num_samples])
-    assert Plan(moved, seed=plan.seed, batch_clips=plan.batch_clips).hash != plan.hash
+    def changed(name, values):
+        return plan.table.set_column(plan.table.column_names.index(name), name, [values])
+
+    count, bucket = plan.num_samples, plan.buckets[0]
+    assert replace(plan, table=changed("uri", ["elsewhere"] * count)).hash == plan.hash
+    assert (
+        replace(plan, table=pa.concat_tables([plan.table.slice(0, 3), plan.table.slice(3)])).hash == plan.hash
+    )
+    assert replace(plan, seed=plan.seed + 1).hash != plan.hash
+    larger = replace(bucket, batch_clips=bucket.batch_clips + 1)
+    assert replace(plan, buckets=(larger, *plan.buckets[1:])).hash != plan.hash
+    assert replace(plan, table=changed("start_s", [9.0] * count)).hash != plan.hash
+    assert replace(plan, table=changed("caption", ["another"] * count)).hash != plan.hash
 
 
 def test_manifest_without_probes_and_a_plan_without_training_clips_are_user_errors(tmp_path, clip_folder):
@@ -192,7 +185,9 @@ def test_an_epoch_holds_each_train_sample_once_in_batches_of_one_bucket(
     bucket_sizes, batch_clips, seed, epoch
 ):
     plan = tiny_plan(bucket_sizes, batch_clips=batch_clips, seed=seed)
-    batches = [plan.batch(epoch, b) for b in range(plan.num_batches_per_epoch)]
+    one = plan.pass_of(0, epoch)
+    batches = [one.batch(b) for b in range(len(one))]
+    assert len(batches) == plan.num_batches_per_epoch
     assert all(len(batch) == batch_clips and (batch != PADDING).any() for batch in batches)
     ids = np.concatenate(batches)
     assert sorted(ids[ids != PADDING]) == list(range(sum(bucket_sizes)))
@@ -202,7 +197,7 @@ def test_an_epoch_holds_each_train_sample_once_in_batches_of_one_bucket(
 
 def test_order_depends_on_seed_and_epoch_alone_and_never_changes():
     plan = tiny_plan([7], seed=5)
-    assert [plan.batch(e, b).tolist() for e in (0, 1) for b in range(3)] == [
+    assert [plan.pass_of(0, e).batch(b).tolist() for e in (0, 1) for b in range(3)] == [
         [2, 4, 3],
         [1, 5, 0],
         [6, -1, -1],
@@ -211,8 +206,10 @@ def test_order_depends_on_seed_and_epoch_alone_and_never_changes():
         [3, -1, -1],
     ]
     again = tiny_plan([7], seed=5)
-    assert np.array_equal(again.batch(1, 2), plan.batch(1, 2))  # asked for without epoch 0
-    assert not np.array_equal(tiny_plan([7], seed=6).batch(0, 0), plan.batch(0, 0))
+    assert np.array_equal(
+        again.pass_of(0, 1).batch(2), plan.pass_of(0, 1).batch(2)
+    )  # asked for without epoch 0
+    assert not np.array_equal(tiny_plan([7], seed=6).pass_of(0, 0).batch(0), plan.pass_of(0, 0).batch(0))
 
 
 @given(

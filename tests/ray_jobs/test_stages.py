@@ -15,6 +15,8 @@ from ray_jobs.plan import PADDING, make_plan
 from ray_jobs.stages import EncodeBatch, to_latent_batch
 from worldmodel.config import RunConfig
 
+SIZE = (64, 64)
+
 
 def with_cache(cfg, folder):
     return cfg.model_copy(update={"data": cfg.data.model_copy(update={"cache": str(folder)})})
@@ -118,7 +120,9 @@ def test_a_broken_file_keeps_its_place_with_a_reason_and_the_others_are_untouche
 
 def test_latent_batch_has_fixed_shapes_float32_and_times_in_seconds(plan, cfg):
     encode = EncodeBatch(plan, cfg)
-    full, empty = (to_latent_batch(encode({"global_index": g})) for g in (0, -1))
+    buckets = [plan.bucket(plan.batch_at(n)[2]).kind for n in range(plan.num_batches_per_epoch)]
+    rows = [encode({"global_index": index}) for index in (buckets.index("picture"), -1, buckets.index("sound"))]
+    full, empty, sound = map(to_latent_batch, rows)
     assert empty.sample_ids_B.tolist() == [-1] * 4
     assert (empty.epoch, empty.batch_id, empty.reasons) == (-1, -1, {})
     for batch in (full, empty):
@@ -131,6 +135,10 @@ def test_latent_batch_has_fixed_shapes_float32_and_times_in_seconds(plan, cfg):
         assert batch.audio.time_s_T2[-1].tolist() == [63 / 64, 1.0]
     assert full.video.valid_BT.any()
     assert not empty.video.valid_BT.any()
+    assert sound.video.latents.shape == (4, 4, 2, 2, 48)  # one masked token a step
+    assert sound.audio.latents.shape == (4, 64, 32)
+    assert sound.audio.valid_BT[0].all()
+    assert not sound.video.valid_BT.any()
     assert torch.equal(full.video.loss_mask_BT, full.video.valid_BT)
 
 
@@ -192,12 +200,13 @@ def test_a_disk_that_fills_up_leaves_no_half_file_in_the_cache(plan, tmp_path, c
 def test_cache_name_follows_everything_that_the_latents_depend_on(plan, tmp_path, cfg):
     cache = EncodeBatch(plan, with_cache(cfg, tmp_path)).cache
     sample = plan.sample(0)
-    names = {cache.path(sample)}
+    names = {cache.path(sample, SIZE)}
     for change in ({"start_s": 0.25}, {"content_sha256": "other"}, {"valid_s": 0.5}, {"has_sound": False}):
-        names.add(cache.path(type(sample)(**asdict(sample) | change)))
-    assert len(names) == 5
+        names.add(cache.path(type(sample)(**asdict(sample) | change), SIZE))
+    names.add(cache.path(sample, (64, 128)))
+    assert len(names) == 6
     moved = type(sample)(**asdict(sample) | {"uri": "elsewhere.mp4", "sample_id": 7})
-    assert cache.path(moved) == cache.path(sample)
+    assert cache.path(moved, SIZE) == cache.path(sample, SIZE)
 
 
 @pytest.mark.media
@@ -229,6 +238,8 @@ def test_held_out_batches_hold_held_out_clips_only(manifest, cfg):
     plan = make_plan(str(manifest), cfg)
     batches = list(held_out_batches(plan, cfg, num_clips=100))
     ids = [i for batch in batches for i in batch.sample_ids_B.tolist() if i != PADDING]
-    assert ids == plan.held_out_ids.tolist()
+    assert sorted(ids) == plan.held_out_ids.tolist()
+    shapes = {tuple(batch.video.latents.shape[1:]) for batch in batches}
+    assert len(shapes) == len({plan.sample(i).bucket for i in ids})
     assert {plan.sample(i).split for i in ids} == {"held_out"}
     assert len(list(held_out_batches(plan, cfg, num_clips=1))) == 1

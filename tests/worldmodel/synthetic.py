@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,13 +80,27 @@ def _modality(latents: Tensor, is_valid: bool) -> ModalityLatents:
 
 
 def stream_of(
-    layout: Layout, *, rank: int = 0, world_size: int = 1, micro_batches: int = 2, start: int = 0
+    layout: Layout,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    micro_batches: int = 2,
+    start: int = 0,
+    buckets: bool = False,
 ) -> Iterator[list[LatentBatch]]:
-    """Endless global batches of `micro_batches`, this rank's share each. Batch 5 has no audio."""
-    step = start
+    """Endless global batches of `micro_batches`, this rank's share each. Batch 5 has no audio.
+
+    buckets: batches 3, 7, ... are of another bucket: more clips, each shorter and smaller.
+    """
+    step, small = start, replace(layout, num_chunks=1, video_grid=(1, 1))
     while True:
         numbers = range(step * micro_batches + rank, (step + 1) * micro_batches, world_size)
-        yield [make_batch(layout, number=n, has_audio=n != 5) for n in numbers]
+        yield [
+            make_batch(small, number=n, clips=6)
+            if buckets and n % 4 == 3
+            else make_batch(layout, number=n, has_audio=n != 5)
+            for n in numbers
+        ]
         step += 1
 
 

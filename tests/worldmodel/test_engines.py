@@ -43,13 +43,20 @@ def plain_run(folder: Path) -> list[dict[str, float]]:
         should_stop=lambda: next(calls) == COMMIT_AT,
     )
     (folder / "one").mkdir()
-    train(engine, stream_of(layout), cfg, layout, start_step=0, hooks=hooks)
+    train(engine, stream_of(layout, buckets=True), cfg, layout, start_step=0, hooks=hooks)
     held_out = [make_batch(layout, number=100 + rank) for rank in range(2)]
     hooks = Hooks(commit=lambda step: None, on_row=rows.append, evaluation=lambda: held_out)
     cfg = parity_config("bf16")
     engine = PlainEngine(cfg, layout)
     load_checkpoint(folder / "one", engine)
-    train(engine, stream_of(layout, start=COMMIT_AT), cfg, layout, start_step=COMMIT_AT, hooks=hooks)
+    train(
+        engine,
+        stream_of(layout, start=COMMIT_AT, buckets=True),
+        cfg,
+        layout,
+        start_step=COMMIT_AT,
+        hooks=hooks,
+    )
     return rows
 
 

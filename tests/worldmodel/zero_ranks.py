@@ -98,7 +98,7 @@ def main(rank: int, world_size: int, folder: Path, gather: str) -> None:
         on_row=rows.append,
         should_stop=stop_once,
     )
-    stream = stream_of(layout, rank=rank, world_size=world_size)
+    stream = stream_of(layout, rank=rank, world_size=world_size, buckets=True)
     outcome = train(engine, stream, cfg, layout, start_step=0, hooks=hooks)
     result = {"status": outcome.status, "step": outcome.step, "rows": rows, **reference.differences()}
     result["whole_between_steps"] = sorted(reference.whole_between_steps)
@@ -113,7 +113,7 @@ def main(rank: int, world_size: int, folder: Path, gather: str) -> None:
     # The teacher runs whole in evaluation and to its layer in training, in turn.
     held_out = [make_batch(layout, number=100 + rank)]
     hooks = Hooks(commit=lambda step: None, on_row=resumed.append, evaluation=lambda: held_out)
-    stream = stream_of(layout, rank=rank, world_size=world_size, start=step)
+    stream = stream_of(layout, rank=rank, world_size=world_size, start=step, buckets=True)
     train(engine, stream, cfg, layout, start_step=step, hooks=hooks)
     try:
         load_checkpoint(folder / "other", engine)

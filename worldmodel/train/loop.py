@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from worldmodel.batch import LatentBatch
+from worldmodel.batch import FORGOTTEN, LatentBatch
 from worldmodel.config import RunConfig
 from worldmodel.flow import MIN_DIVISOR, homogeneous_levels
 from worldmodel.layout import LEARNED, Layout
@@ -73,12 +73,14 @@ def train(
         batches = next(stream)
         wait_s = time.perf_counter() - began
         draws = [
-            draw(b.to(engine.device), layout, cfg.objective, SampleRandom(cfg.seed, b.epoch, _ids(b)))
+            draw(
+                b.to(engine.device), _own(layout, b), cfg.objective, SampleRandom(cfg.seed, b.epoch, _ids(b))
+            )
             for b in batches
         ]
         previous.stop = float(hooks.should_stop())
         previous.clips = sum(float((b.sample_ids_B >= 0).sum()) for b in batches)
-        previous.quarantined = sum(float(len(b.reasons)) for b in batches)
+        previous.quarantined = float(sum(why != FORGOTTEN for b in batches for why in b.reasons.values()))
         previous.count_video, previous.count_audio = torch.stack([d.counts() for d in draws]).sum(0).tolist()
         total = Signals.from_tensor(engine.all_reduce(previous.to_tensor(engine.device)))
         if previous_row:
@@ -134,16 +136,19 @@ def evaluate(engine: Engine, batches: list[LatentBatch], cfg: RunConfig, layout:
     """Held-out velocity error of the EMA weights at homogeneous t, and with a clean half as history. The
     training loss mixes noise levels, so it is not comparable between objectives; this is. Every rank brings
     equally many batches."""
-    cases = [(f"eval_{{}}_t{t:.1f}", t, 0) for t in EVALUATED_T]
-    cases.append(("eval_{}_history", 0.5, layout.num_chunks // 2))
+    cases = [(f"eval_{{}}_t{t:.1f}", t, False) for t in EVALUATED_T]
+    cases.append(("eval_{}_history", 0.5, True))
     sums = torch.zeros(len(cases), 2, 2, dtype=torch.float64)
     quiet = cfg.objective.model_copy(update={"rep": "none", "loss_min_t": MIN_DIVISOR})
     for batch in batches:
-        rng = SampleRandom(cfg.seed, -1, _ids(batch))
-        for i, (_, t, context_chunks) in enumerate(cases):
-            levels = homogeneous_levels(layout, batch.num_clips, t, context_chunks=context_chunks)
-            one = draw(batch.to(engine.device), layout, quiet, rng, levels=levels)
+        rng, own = SampleRandom(cfg.seed, -1, _ids(batch)), _own(layout, batch)
+        for i, (_, t, after_history) in enumerate(cases):
+            context_chunks = own.num_chunks // 2 if after_history else 0
+            levels = homogeneous_levels(own, batch.num_clips, t, context_chunks=context_chunks)
+            one = draw(batch.to(engine.device), own, quiet, rng, levels=levels)
             losses = self_flow_losses(engine.teacher, None, one, quiet, cfg.model.depth)
+            if after_history and not context_chunks:
+                continue  # a clip of one chunk has no history; the forward ran, for it is collective
             sums[i, 0] += losses.flow.cpu()
             sums[i, 1] += one.counts().cpu()
     sums = engine.all_reduce(sums.to(engine.device)).cpu()
@@ -158,6 +163,10 @@ def evaluate(engine: Engine, batches: list[LatentBatch], cfg: RunConfig, layout:
         if sums[0, 1, j]:
             row[f"eval_{m}"] = float(means[: len(EVALUATED_T), j].mean())
     return row
+
+
+def _own(layout: Layout, batch: LatentBatch) -> Layout:
+    return layout.of_latents(batch.video.latents)
 
 
 def _ids(batch: LatentBatch) -> tuple[int, ...]:
