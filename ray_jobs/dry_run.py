@@ -15,9 +15,9 @@ from avtok.load import codec_spec
 from ray_jobs.cli_output import answer
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.errors import UserError
-from ray_jobs.manifest import SourceRow, read_sources
 from ray_jobs.model_cost import build_on_meta, flops_per_step, parameters_by_part, sizes
 from ray_jobs.preflight import check_codecs
+from ray_jobs.sources import SourceRow, read_sources
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 

@@ -18,7 +18,7 @@ from ray.exceptions import WorkerCrashedError
 from avtok.decode import ClipError, MediaInfo, probe
 from ray_jobs.cluster import tasks_at_once
 from ray_jobs.errors import UserError
-from ray_jobs.manifest import SourceRow, read_sources
+from ray_jobs.sources import SourceRow, read_sources, with_actions
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -77,6 +77,7 @@ def index_sources(
 def probe_row(row: SourceRow) -> ProbeResult:
     """One manifest row, or {uri, reason} for a clip that cannot be used."""
     try:
+        row = with_actions(row)
         info = probe(row.uri)
         sound = probe(row.audio_uri) if row.audio_uri else info
         digest = "+".join(_sha256(uri) for uri in (row.uri, row.audio_uri) if uri)

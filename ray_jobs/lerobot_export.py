@@ -17,10 +17,10 @@ from avtok.decode import ClipError, MediaInfo, decode_clip, probe
 from ray_jobs.actions import frames_shown, resampled
 from ray_jobs.collect import SIMULATOR_FILE
 from ray_jobs.errors import UserError
-from ray_jobs.lerobot_files import Limits
+from ray_jobs.lerobot_files import UNNAMED_TASK, Limits
 from ray_jobs.lerobot_writer import ACTION, STATE, LeRobotWriter, Shape
-from ray_jobs.manifest import SourceRow, read_sources
 from ray_jobs.render import MANIFEST_FILE, TRUTH_FILE
+from ray_jobs.sources import SourceRow, read_sources, with_actions
 
 # T frames, A action width, S state width.
 
@@ -28,7 +28,6 @@ PIECE_S = 4.0  # decoded and encoded at a time
 # An .mp4 holds AAC of these rates only. The sound of a frame is a whole number of samples.
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 NAMED = 3  # clips that a message names
-UNNAMED_TASK = "unnamed"
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
@@ -129,10 +128,16 @@ def _rows_with_actions(manifest: Path) -> tuple[list[SourceRow], list[dict[str, 
             f"{manifest}: {said} actions; fill its column `actions` with a row of numbers per frame, "
             "as `worldmodel render pusher` does"
         )
-    widths = {len(json.loads(row.actions)[0]) for row in found.rows}
+    rows, left_out = [], list(found.rejected)
+    for row in found.rows:
+        try:
+            rows.append(with_actions(row))
+        except ClipError as error:
+            left_out.append({"uri": row.uri, "reason": str(error)})
+    widths = {len(json.loads(row.actions)[0]) for row in rows}
     if len(widths) > 1:
         raise UserError(f"{manifest}: actions are {sorted(widths)} wide; export clips of one width at a time")
-    return found.rows, list(found.rejected)
+    return rows, left_out
 
 
 def _probed(

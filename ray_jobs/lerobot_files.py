@@ -16,6 +16,7 @@ DATA_PATH, EPISODES_PATH = f"data/{PLACE}.parquet", f"meta/episodes/{PLACE}.parq
 VIDEO_PATH = f"videos/{{video_key}}/{PLACE}.mp4"
 MIB = 1 << 20
 BUFFERED_BYTES = 16 * MIB
+UNNAMED_TASK = "unnamed"  # of an episode without a caption
 
 
 @dataclass(frozen=True)

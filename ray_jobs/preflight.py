@@ -5,9 +5,9 @@ from __future__ import annotations
 from avtok.load import codec_spec
 from avtok.spec import CodecSpec
 from ray_jobs.errors import UserError
-from ray_jobs.manifest import read_sources
 from ray_jobs.models import check_beside
 from ray_jobs.run_folder import RunFolder
+from ray_jobs.sources import read_sources
 from worldmodel.config import DataConfig, RunConfig
 
 

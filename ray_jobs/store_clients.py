@@ -1,7 +1,8 @@
 """Clients of S3 and Google Cloud Storage, set up from the environment; what they say, and when to ask again.
 
 Credentials are read by the clients themselves (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
-an AWS profile, the role of a node or pod; for Google its application default) and pass through no code of ours.
+an AWS profile, the role of a node or pod; for Google its application default) and pass through none of our
+code.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ def _file_info(uri: str) -> FileInfo:
     if info.type == FileType.Directory:
         raise StoreError(f"{uri}: is a folder")
     if info.type == FileType.NotFound:
-        raise StoreError(_missing(uri))
+        raise StoreError(missing(uri))
     return info
 
 
@@ -219,11 +219,11 @@ def _ask(uri: str, call: Callable[[], T]) -> T:
     try:
         return with_retries(uri, call, is_remote=is_remote(uri))
     except StoreError as error:
-        raise StoreError(_missing(uri)) if str(error).endswith("no such object") else error from None
+        raise StoreError(missing(uri)) if str(error).endswith("no such object") else error from None
 
 
-def _missing(uri: str) -> str:
-    """In words. Stores tell an object of no bucket as a missing object."""
+def missing(uri: str) -> str:
+    """In words, what is not there. Stores tell an object of no bucket as a missing object."""
     if not is_remote(uri):
         return f"{uri}: no such file or folder"
     store, path = store_of(uri)

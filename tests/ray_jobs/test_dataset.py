@@ -10,8 +10,8 @@ from ray_jobs.accounting import Ledger
 from ray_jobs.dataset import local_stream, rank_stream
 from ray_jobs.errors import JobError, UserError
 from ray_jobs.index import index_sources, probe_in_tasks
-from ray_jobs.manifest import SourceRow
 from ray_jobs.plan import PADDING
+from ray_jobs.sources import SourceRow
 from ray_jobs.tokenize import tokenize
 
 

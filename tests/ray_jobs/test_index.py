@@ -11,7 +11,7 @@ import pytest
 from avtok.mux import write_clip
 from ray_jobs.errors import UserError
 from ray_jobs.index import describe, index_sources
-from ray_jobs.manifest import SourceRow, read_sources
+from ray_jobs.sources import SourceRow, read_sources
 
 
 def rows_of(manifest):
