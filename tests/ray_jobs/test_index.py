@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from avtok.mux import write_clip
+from ray_jobs.data_stats import describe
 from ray_jobs.errors import UserError
-from ray_jobs.index import describe, index_sources
+from ray_jobs.index import index_sources
 from ray_jobs.sources import SourceRow, read_sources
 
 
