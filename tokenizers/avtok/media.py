@@ -15,7 +15,7 @@ class ClipError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one untrusted file may take before its decoder is killed. Field by field `data.limits` of a config."""
+    """What one untrusted file may take before its decoder is killed; the same fields as `data.limits`."""
 
     seconds: float = 120.0
     memory_mb: int = 4096
