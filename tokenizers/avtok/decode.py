@@ -41,14 +41,16 @@ def decode_clip(
     """
     if not 0 <= start_s < end_s:
         raise ClipError(f"{uri}: a cut needs 0 <= start < end, got {start_s} to {end_s} s")
+    from avtok.reading.container import kept_open
     from avtok.reading.picture import read_picture
     from avtok.reading.sound import read_sound
 
     grid_s = frame_grid_s(start_s, end_s, fps=fps, context_frames=context_frames)
     first = round(start_s * sample_rate) - context_samples
     last = first + context_samples + round((end_s - start_s) * sample_rate)
-    video_THWC = read_picture(uri, grid_s, size)
-    audio_N = read_sound(audio_uri or uri, first, last, sample_rate)
+    with kept_open():
+        video_THWC = read_picture(uri, grid_s, size)
+        audio_N = read_sound(audio_uri or uri, first, last, sample_rate)
     if video_THWC is None and audio_N is None:
         raise ClipError(f"{uri}: no picture and no sound could be decoded")
     return DecodedClip(video_THWC, audio_N, context_frames, context_samples, start_s, end_s)

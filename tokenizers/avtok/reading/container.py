@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,7 +16,7 @@ import av.container
 import av.stream
 from av.error import FFmpegError
 
-from avtok.media import ClipError
+from avtok.media import ClipError, Limits
 
 SEEK_AFTER_S = 2.0  # decoding two seconds from the start costs less than a seek that misses
 ORIGIN_PATIENCE_S = 5.0  # streams are interleaved more finely than this
@@ -28,15 +28,18 @@ _PLAYLISTS = frozenset(
 )  # they open other files
 _REWINDABLE = "mov,mp4,m4a,3gp,3g2,mj2"  # its index names the first sample of every stream
 
+limits: Limits | None = None  # of every file; set in a process that reads untrusted ones
+
 Frame = TypeVar("Frame", av.VideoFrame, av.AudioFrame)
 
 
 @dataclass
 class _Kept:
-    """Files that stay open for one cut, each with its container and whether that was read from."""
+    """Files that stay open for one cut: which of them stand elsewhere, and of which the sound was decoded."""
 
-    container: dict[str, av.container.InputContainer] = field(default_factory=dict)
-    is_read: set[int] = field(default_factory=set)
+    containers: dict[str, av.container.InputContainer] = field(default_factory=dict)
+    moved: set[int] = field(default_factory=set)
+    heard: set[int] = field(default_factory=set)
 
 
 _kept: ContextVar[_Kept | None] = ContextVar("_kept", default=None)
@@ -69,47 +72,79 @@ def kept_open() -> Iterator[None]:
         yield
     finally:
         _kept.reset(token)
-        for container in kept.container.values():
+        for container in kept.containers.values():
             container.close()
 
 
 @contextmanager
-def open_media(uri: str) -> Iterator[av.container.InputContainer]:
-    """A container at its start. ClipError for what is no media file, or a list of other files."""
+def open_media(uri: str, *, for_sound: bool = False) -> Iterator[av.container.InputContainer]:
+    """A container at its start. ClipError for what is no media file, or a list of other files.
+
+    for_sound: one whose sound was not decoded yet, because decoders of sound carry noise and overlaps over.
+    """
     path, kept = identity(uri)[0], _kept.get()
     if kept is None:
         with _opened(uri, path) as container:
             yield container
         return
-    known = kept.container.get(path)
-    if known is None or (known.format.name != _REWINDABLE and id(known) in kept.is_read):
+    known = kept.containers.get(path)
+    if known is not None and known.format.name == _REWINDABLE and not (for_sound and id(known) in kept.heard):
+        kept.moved.add(id(known))
+    else:
         if known is not None:
-            kept.is_read.discard(id(known))
+            kept.heard.discard(id(known))
             known.close()
-        kept.container[path] = _opened(uri, path)
-    yield kept.container[path]
+        kept.containers[path] = _opened(uri, path)
+    yield kept.containers[path]
 
 
 def _opened(uri: str, path: str) -> av.container.InputContainer:
     try:  # prefix and whitelist keep names such as concat:a|b and playlists from reaching anything else
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        options = {"protocol_whitelist": "file", **_pixel_limit()}
+        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except MEDIA_ERRORS as error:
         raise ClipError(f"{uri}: cannot be opened as media: {one_line(error)}") from error
     if _PLAYLISTS & set(container.format.name.split(",")):
         name = container.format.name
         container.close()
         raise ClipError(f"{uri}: is a list of other files ({name}); give the media file itself")
+    try:
+        _hold_to_limits(uri, container)
+    except ClipError:
+        container.close()
+        raise
     return container
 
 
-def _rewound(container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream) -> None:
-    """A container that was read from goes back to the first sample of the stream that is read next."""
-    kept = _kept.get()
-    if kept is None:
+def _pixel_limit() -> dict[str, str]:
+    """FFmpeg's own check, before it allocates a frame: the size may change in the middle of a stream."""
+    return {} if limits is None else {"max_pixels": str(limits.max_pixels)}
+
+
+def _hold_to_limits(uri: str, container: av.container.InputContainer) -> None:
+    if limits is None:
         return
-    if id(container) in kept.is_read:
-        container.seek(-(2**40), stream=stream)  # before every stamp: the first sample of its index
-    kept.is_read.add(id(container))
+    if container.size > limits.max_file_gb * 1e9:
+        raise ClipError(f"{uri}: has {container.size} bytes, limits.max_file_gb={limits.max_file_gb}")
+    if len(container.streams) > limits.max_streams:
+        count = len(container.streams)
+        raise ClipError(f"{uri}: has {count} streams, limits.max_streams={limits.max_streams}")
+    for stream in container.streams.video:
+        if stream.codec_context is None or stream.disposition & av.stream.Disposition.attached_pic:
+            continue
+        if stream.width * stream.height > limits.max_pixels:
+            size = f"{stream.width}x{stream.height}"
+            raise ClipError(f"{uri}: its frames have {size} pixels, limits.max_pixels={limits.max_pixels}")
+        stream.codec_context.options = _pixel_limit()
+
+
+def _is_moved(container: av.container.InputContainer) -> bool:
+    """Whether another reader had it before; it counts as back from now on."""
+    kept = _kept.get()
+    if kept is None or id(container) not in kept.moved:
+        return False
+    kept.moved.remove(id(container))
+    return True
 
 
 def best_streams(
@@ -133,10 +168,9 @@ def best_streams(
     )
     audio = next((s for s in sounds if best_sound is not None and s.index == best_sound.index), None)
     for stream in (video, audio):
-        if stream is not None:
-            stream.codec_context.thread_count = (
-                1  # Ray runs one decoder per core; threads hide which packet failed
-            )
+        if stream is not None and stream.codec_context.thread_count != 1:
+            # Ray runs one decoder per core; threads hide which packet failed
+            stream.codec_context.thread_count = 1
     return video, audio or next(iter(sounds), None)
 
 
@@ -148,6 +182,11 @@ def packets(
     container: av.container.InputContainer, streams: list[av.VideoStream | av.AudioStream], faults: list[str]
 ) -> Iterator[av.Packet]:
     """Packets in file order; a read error is noted and reading goes on behind it."""
+    kept = _kept.get()
+    if kept is not None and any(stream.type == "audio" for stream in streams):
+        kept.heard.add(id(container))
+    if _is_moved(container):
+        container.seek(-(2**40), stream=streams[0])  # before every stamp: the first sample of its index
     for _ in range(MAX_READ_FAULTS):
         try:
             yield from container.demux(streams)
@@ -184,9 +223,10 @@ def frames(
 
 def time_s_of(frame: av.VideoFrame | av.AudioFrame) -> float:
     stamp = frame.pts if frame.pts is not None else frame.dts
-    assert stamp is not None  # `_decode` lets no frame without a stamp through
-    assert frame.time_base is not None
-    return float(stamp * frame.time_base)
+    tick = frame.time_base
+    assert stamp is not None  # `decode` lets no frame without a stamp through
+    assert tick is not None
+    return stamp * tick.numerator / tick.denominator  # as float(stamp * tick), which takes ten times as long
 
 
 def seek_to(
@@ -200,6 +240,7 @@ def seek_to(
     except FFmpegError:
         container.seek(0)
         return False
+    _is_moved(container)
     return True
 
 

@@ -27,7 +27,7 @@ def read_sound(uri: str, first: int, last: int, rate: int, seek: bool = True) ->
     (origin_s, second_frame_s), faults = first_times_s(*identity(uri)), []
     track: SampleTrack | None = None
     span: ResampleSpan | None = None
-    with open_media(uri) as container:
+    with open_media(uri, for_sound=True) as container:
         stream = best_streams(container)[1]
         if stream is None:
             return None
