@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from avtok.decode import ClipError, probe
 from avtok.load import codec_spec
+from ray_jobs.buckets import buckets_of
 from ray_jobs.cli_output import answer
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.errors import UserError
@@ -32,14 +33,15 @@ def dry_run(cfg: RunConfig) -> dict[str, Any]:
     student = build_on_meta(cfg, layout)
     parts = parameters_by_part(student)
     bytes_of = sizes(cfg, layout, student)
-    clips = cfg.train.micro_batches * cfg.data.batch_clips
+    batch_clips = buckets_of(cfg)[0].batch_clips  # others hold as many tokens, where data.batch_tokens is set
+    clips = cfg.train.micro_batches * batch_clips
     on_gpu = cfg.train.device == "cuda"
     return {
         "name": cfg.name,
         "parameters": {"total": sum(parts.values()), **parts},
         "tokens": {
             "clip": layout.length,
-            "micro_batch": layout.length * cfg.data.batch_clips,
+            "micro_batch": layout.length * batch_clips,
             "step": layout.length * clips,
             "parts": {
                 "text": layout.text_tokens,
@@ -78,28 +80,38 @@ def answer_dry_run(cfg: RunConfig, as_json: bool) -> None:
 
 
 def describe_data(cfg: RunConfig) -> dict[str, Any]:
-    """Clips, hours and batches of an epoch of data.manifest; {known: why not} when it cannot be looked at."""
-    if not cfg.data.manifest:
+    """Clips, hours and batches of a pass over the sources; {known: why not} when they cannot be looked at."""
+    if not cfg.data.sources:
         return {"known": "no: data.manifest is not set"}
-    if "://" in cfg.data.manifest:
-        return {"known": f"no: {cfg.data.manifest} is remote"}
-    spans, known, share = _indexed_spans(Path(cfg.data.manifest)), "indexed", 1.0
+    parts = [_describe_source(cfg, source.manifest) for source in cfg.data.sources]
+    if len(parts) == 1 or (unknown := [part for part in parts if "clips" not in part]):
+        return parts[0] if len(parts) == 1 else unknown[0]
+    total = {name: sum(part[name] for part in parts) for name in ("clips", "hours", "batches_per_epoch")}
+    return _with_epochs(cfg, {"known": f"{len(parts)} sources", **total})
+
+
+def _describe_source(cfg: RunConfig, manifest: str) -> dict[str, Any]:
+    if "://" in manifest:
+        return {"known": f"no: {manifest} is remote"}
+    spans, known, share = _indexed_spans(Path(manifest)), "indexed", 1.0
     if spans is None:
-        rows = read_sources([cfg.data.manifest]).rows
+        rows = read_sources([manifest]).rows
         looked_at = rows[:: math.ceil(len(rows) / PROBED)]
         spans = [span for row in looked_at if (span := _span_s(row)) is not None]
         if not spans:
-            raise UserError(f"{cfg.data.manifest}: none of {len(looked_at)} files can be opened as media")
+            raise UserError(f"{manifest}: none of {len(looked_at)} files can be opened as media")
         share = len(rows) / len(looked_at)
         known = f"from {len(looked_at)} of {len(rows)} files"
     clips = round(share * sum(num_clips(span, cfg) for span in spans))
     train = max(1, round(clips * (1 - cfg.data.held_out)))
-    batches = math.ceil(train / cfg.data.batch_clips)
-    return {
-        "known": known,
-        "clips": clips,
-        "hours": share * sum(spans) / 3600,
-        "batches_per_epoch": batches,
+    batches = math.ceil(train / buckets_of(cfg)[0].batch_clips)
+    hours = share * sum(spans) / 3600
+    return _with_epochs(cfg, {"known": known, "clips": clips, "hours": hours, "batches_per_epoch": batches})
+
+
+def _with_epochs(cfg: RunConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    batches = facts["batches_per_epoch"]
+    return facts | {
         "steps_per_epoch": batches / cfg.train.micro_batches,
         "epochs": cfg.train.steps * cfg.train.micro_batches / batches,
     }

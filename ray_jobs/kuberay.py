@@ -75,8 +75,11 @@ def render(job: dict[str, Any]) -> str:
 
 def _check(cfg: RunConfig, pods: Pods) -> None:
     problems = []
-    for name, path in (("storage", cfg.storage), ("data.manifest", cfg.data.manifest)):
-        if not path or "://" in path or not PurePosixPath(path).is_relative_to(MOUNT):
+    given = [("data.manifest", cfg.data.manifest)] if not cfg.data.mixture else []
+    given += [(f"data.mixture {source.name}", source.manifest) for source in cfg.data.mixture]
+    for name, path in (("storage", cfg.storage), *given):
+        is_store = "://" in path and name != "storage"  # pods read media from a store by themselves
+        if not is_store and ("://" in path or not PurePosixPath(path).is_relative_to(MOUNT)):
             problems.append(f"{name}={path}: pods see the claim at {MOUNT}; use --set {name}={MOUNT}/...")
     if cfg.train.device == "auto":
         problems.append("train.device=auto: pods are asked for by it; use --set train.device=cuda, or cpu")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ray_jobs.buckets import buckets_of
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 from worldmodel.model.transformer import SelfFlowStudent, Tokens, WorldTransformer
@@ -92,7 +93,7 @@ def saved_activations(cfg: RunConfig, layout: Layout, student: SelfFlowStudent) 
     The meta device has no fused attention, so what attention keeps is put in by hand: queries, keys, values
     and output where it is fused (CUDA), and without the output but with all weights on the CPU.
     """
-    batch, width = cfg.data.batch_clips, _value_bytes(student)
+    batch, width = buckets_of(cfg)[0].batch_clips, _value_bytes(student)
     heads = cfg.model.width // cfg.model.head_dim
     own = {p.untyped_storage()._cdata for p in student.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -135,7 +136,7 @@ def _forward(cfg: RunConfig, layout: Layout, student: SelfFlowStudent) -> dict[s
 
 def _inputs(cfg: RunConfig, layout: Layout) -> tuple[Tokens, Tensor, Tensor]:
     """One micro-batch of empty clips: tokens, levels and the level of each token."""
-    batch, chunks = cfg.data.batch_clips, layout.num_chunks
+    batch, chunks = buckets_of(cfg)[0].batch_clips, layout.num_chunks
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(batch, *shape, dtype=dtype, device="meta")

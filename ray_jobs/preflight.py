@@ -14,7 +14,7 @@ from worldmodel.config import DataConfig, RunConfig
 def check_given(cfg: RunConfig) -> None:
     """UserError for a source that cannot be read, codecs that do not fit, a model to compare with that is not
     there, a name that is taken."""
-    if not cfg.data.manifest:
+    if not cfg.data.sources:
         raise UserError("data.manifest: not set; give a folder or manifest: --set data.manifest=FOLDER")
     try:
         video, audio = codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio)
@@ -25,7 +25,7 @@ def check_given(cfg: RunConfig) -> None:
     folder = RunFolder(cfg)
     folder.check_free(cfg)
     if not folder.config.exists():
-        read_sources([cfg.data.manifest])
+        read_sources([source.manifest for source in cfg.data.sources])
 
 
 def check_codecs(video: CodecSpec, audio: CodecSpec, data: DataConfig) -> None:

@@ -29,6 +29,11 @@ FREE_TO_CHANGE = (
     "train.keep_checkpoints",
     "train.evaluate_",
     "data.decode_actors",
+    "data.encode_gpus",
+    "data.decoder",
+    "data.sandbox",
+    "data.limits",
+    "data.spool_gb",
     "data.cache",
     "data.max_quarantine_rate",
     "rollout.",
@@ -43,10 +48,14 @@ class RunFolder:
         if "://" in cfg.storage:
             raise UserError(f"storage: {cfg.storage} is remote; give a folder that every node mounts")
         self.path = (Path(cfg.storage).expanduser() / cfg.name).resolve()
+        self.sources = [source.name for source in cfg.data.mixture]
 
     @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.parquet"
+    def manifests(self) -> dict[str, Path]:
+        """Of each source by its name."""
+        if not self.sources:
+            return {"clips": self.path / "manifest.parquet"}
+        return {name: self.path / f"manifest-{name}.parquet" for name in self.sources}
 
     @property
     def plan(self) -> Path:

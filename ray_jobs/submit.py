@@ -180,8 +180,10 @@ def check_paths(kind: str, args: list[str], working_dir: Path | None) -> list[st
         raise UserError(f"submit {kind}: no config given; name a .yaml file")
     cfg = load_config(args[config], _values(args, "--set"))  # its mistakes are told here, not by a job
     _must_be_absolute("storage", cfg.storage)
-    if cfg.data.manifest:
-        _must_be_absolute("data.manifest", cfg.data.manifest)
+    for source in cfg.data.sources:
+        _must_be_absolute(
+            "data.manifest" if cfg.data.manifest else f"data.mixture {source.name}", source.manifest
+        )
     file = Path(args[config]).resolve()
     if working_dir is None or not file.is_relative_to(working_dir):
         raise UserError(

@@ -15,6 +15,7 @@ from typing import Any, cast
 import ray
 from ray.exceptions import RayError
 
+from avtok.media import Limits
 from ray_jobs.accounting import Ledger
 from ray_jobs.board import News, start_board
 from ray_jobs.cluster import check_fits
@@ -63,10 +64,18 @@ def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:
     folder = RunFolder(cfg)
     folder.make()
     if not folder.config.exists():  # written last: what lies there without it is of a start that failed
-        index_sources([cfg.data.manifest], out=str(folder.manifest))
-        make_plan(str(folder.manifest), cfg).save(folder.plan)
+        index_all(cfg, folder)
+        make_plan({name: str(path) for name, path in folder.manifests.items()}, cfg).save(folder.plan)
     folder.claim(cfg, command)
     return folder, Plan.load(folder.plan), last_commit(folder.path) is not None
+
+
+def index_all(cfg: RunConfig, folder: RunFolder) -> None:
+    """Every source of the run becomes a manifest. Small changes of the filters open no file again."""
+    limits = Limits(**cfg.data.limits.model_dump()) if cfg.data.sandbox else None
+    for source in cfg.data.sources:
+        out = folder.manifests[source.name]
+        index_sources([source.manifest], out=str(out), filters=cfg.data.filters, limits=limits)
 
 
 def run_training(
@@ -177,7 +186,8 @@ def account(folder: RunFolder, plan: Plan) -> dict[str, Any]:
     commit = last_commit(folder.path)
     ledger = Ledger.from_files(commit) if commit else Ledger(plan.hash)
     ledger.check(plan)
-    accounting = {**ledger.accounting_dict(plan), "left_out": read_left_out(str(folder.manifest))}
+    left_out = [row for path in folder.manifests.values() for row in read_left_out(str(path))]
+    accounting = {**ledger.accounting_dict(plan), "left_out": left_out}
     write_whole(folder.path / "accounting.json", json.dumps(accounting, indent=1))
     return accounting
 

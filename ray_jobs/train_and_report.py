@@ -41,7 +41,8 @@ def _continue_held_out(cfg: RunConfig, run: Path, say: Say) -> None:
 
     folder = RunFolder(cfg)
     plan = Plan.load(folder.plan)
-    ids = plan.held_out_ids[: cfg.rollout.clips]
+    ids = plan.held_out_ids
+    ids = ids[plan.bucket_of[ids] == 0][: cfg.rollout.clips]  # rollouts are of data.clip_s and data.size
     if not len(ids):
         return
     request = {"seed": cfg.seed, "clips": ids.tolist(), "rollout": cfg.rollout.model_dump(mode="json")}
@@ -66,11 +67,14 @@ def _continue_held_out(cfg: RunConfig, run: Path, say: Say) -> None:
         write_whole(folder.rollouts / REQUEST_FILE, json.dumps(request))
     write_picture(folder.rollouts, run / "continued.png")
     say("check", {})
-    beside_source = Path(cfg.data.manifest)
-    truth = (beside_source if beside_source.is_dir() else beside_source.parent) / TRUTH_FILE
-    check_rollouts(
-        folder.rollouts, truth=str(truth) if truth.is_file() else None, out=run / "checks.json", seed=cfg.seed
-    )
+    check_rollouts(folder.rollouts, truth=_truth_beside(cfg), out=run / "checks.json", seed=cfg.seed)
+
+
+def _truth_beside(cfg: RunConfig) -> str | None:
+    """What `worldmodel render` wrote beside the clips of the one source."""
+    source = Path(cfg.data.manifest)
+    truth = (source if source.is_dir() else source.parent) / TRUTH_FILE
+    return str(truth) if cfg.data.manifest and truth.is_file() else None
 
 
 def _beside(cfg: RunConfig, folder: RunFolder) -> dict[str, Path]:
