@@ -33,6 +33,7 @@ GIVEN = (
     *((name, pa.bool_()) for name in ("has_video", "has_sound")),
     *((name, pa.int32()) for name in ("width", "height")),
     ("id", pa.string()),
+    ("labels_json", pa.string()),  # which labels models made, see ray_jobs.labels.marks
     ("note", pa.string()),  # what of the file could not be used
 )
 _NOT_FACTS = {"uri", "reason", "has_audio", *(name for name, _ in GIVEN)}
@@ -104,6 +105,8 @@ def read_manifest(manifest: str) -> pa.Table:
         raise UserError(
             f"{manifest}: not an indexed manifest; run: worldmodel index {manifest} --out M.parquet"
         ) from error
+    if "labels_json" not in table.column_names:  # of a manifest from before there were automatic labels
+        table = table.append_column("labels_json", pa.array([""] * table.num_rows, pa.string()))
     if missing := [name for name in MANIFEST_SCHEMA.names if name not in table.column_names]:
         raise UserError(
             f"{manifest}: lacks the columns {', '.join(missing)}; "
@@ -125,4 +128,5 @@ def quarantine_file(manifest: str) -> Path:
 
 def plain_reason(row: dict[str, str]) -> str:
     """The reason without the file that it names, so that equal faults count together."""
-    return row["reason"].removeprefix(f"{row['uri']}: ")
+    uri = row["uri"]
+    return row["reason"].removeprefix(f"{uri}: ").replace(f": 'file:{uri}'", "")

@@ -66,6 +66,7 @@ class LabelConfig(Part):
         default="", description="folder of a transformers speech recogniser, or pocketsphinx"
     )
     aligner: str = Field(default="", description="folder of a transformers CTC model: when words are said")
+    language: str = Field(default="", description="of speech, such as en; empty: the recogniser's own")
     min_confidence: float = Field(default=0.3, ge=0, le=1, description="below it a label is left out")
 
 

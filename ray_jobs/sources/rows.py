@@ -32,6 +32,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "license": ("license", "licence"),
     "group": ("group",),
     "id": ("id",),
+    "labels": ("labels_json",),
 }
 KNOWN_FIELDS = frozenset(alias for aliases in ALIASES.values() for alias in aliases)
 WRITTEN_FIELDS = frozenset({"scenario", "seed"})  # by `worldmodel collect`, for people
@@ -42,6 +43,7 @@ SPEECH_KEYS = frozenset({"start", "end", "speaker", "text"})
 class SourceRow:
     """One clip as given. end_s None: to the end. group: clips that stay on one side of a split.
 
+    labels_json: which labels models made, see ray_jobs.labels.marks.
     actions: JSON, F rows (one per frame from start_s on) of A numbers, or the address of a file that holds
     them, which `with_actions` reads.
     """
@@ -55,6 +57,7 @@ class SourceRow:
     license: str = ""
     group: str = ""
     id: str = ""
+    labels_json: str = ""
     start_s: float = 0.0
     end_s: float | None = None
 
@@ -113,6 +116,7 @@ def row_of(record: dict[str, Any], base: str, *, uri: str = "") -> SourceRow:
         license=_text(given["license"]),
         group=_text(given["group"]),
         id=_text(given["id"]),
+        labels_json=_text(given["labels"]),
         start_s=start_s,
         end_s=end_s,
     )
