@@ -6,6 +6,7 @@ import json
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from math import isfinite, prod
 from struct import Struct
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -149,8 +150,7 @@ def _array(dtype: Any, shape: Any, offset: Any, memory: np.ndarray) -> np.ndarra
 
 
 def _record(name: Any, items: Any, memory: np.ndarray) -> Any:
-    kind = RECORDS[name]
-    hints = get_type_hints(kind)
+    kind, hints = RECORDS[name], _hints(name)
     values = {key: _unpack(item, memory) for key, item in items.items()}
     if values.keys() != hints.keys():
         raise WireError(f"{name} has {', '.join(hints)}, got {', '.join(values)}")
@@ -158,6 +158,11 @@ def _record(name: Any, items: Any, memory: np.ndarray) -> Any:
         if not _fits(value, hints[key]):
             raise WireError(f"{name}.{key} cannot be {str(value)[:80]!r}")
     return kind(**values)
+
+
+@cache
+def _hints(name: str) -> dict[str, Any]:
+    return get_type_hints(RECORDS[name])
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import av
+import av.container
 import numpy as np
 
 from avtok.clock import slack_s
@@ -11,53 +14,86 @@ from avtok.reading.container import (
     SEEK_AFTER_S,
     because,
     best_streams,
+    decode,
     first_times_s,
-    frames,
     identity,
     is_image_format,
     open_media,
+    packets,
     seek_to,
     time_s_of,
 )
-from avtok.reading.frame import pixel_aspect, to_rgb
+from avtok.reading.deinterlace import PREROLL_S, Deinterlacer
+from avtok.reading.frame import Screen, pixel_aspect
+from avtok.reading.showing import Dropping, Sheet
 
 # T frames, H W pixels, C channels.
 
+# How far before a cut a key frame is looked for, in turns; None: read from the start of the file
+_SEEKS_S = (0.0, 2.0, None)
 
-def read_picture(uri: str, grid_s: np.ndarray, size: tuple[int, int], seek: bool = True) -> np.ndarray | None:
+
+def read_picture(uri: str, grid_s: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+    """uint8 [T, H, W, C]. None without a decodable picture; ClipError for a grid that ends past its end."""
+    for back_s in _SEEKS_S:
+        if back_s is not None and grid_s[0] - back_s <= SEEK_AFTER_S:
+            continue
+        try:
+            return _read(uri, grid_s, size, back_s)
+        except _MissedError:
+            continue
+    raise AssertionError("reading from the start misses nothing")
+
+
+class _MissedError(Exception):
+    """A seek ended behind the frame that the cut starts with, or without what interlaced frames need."""
+
+
+def _read(uri: str, grid_s: np.ndarray, size: tuple[int, int], back_s: float | None) -> np.ndarray | None:
     origin_s, faults = first_times_s(*identity(uri))[0], []
-    images: list[np.ndarray] = []
-    shown: av.VideoFrame | None = None
-    shown_image: np.ndarray | None = None
-    shown_end_s = 0.0
     with open_media(uri) as container:
         stream = best_streams(container)[0]
         if stream is None:
             return None
-        tick = stream.time_base or 0
-        slack, aspect = slack_s(tick), pixel_aspect(stream)
-        seek = seek and grid_s[0] > SEEK_AFTER_S and seek_to(container, stream, grid_s[0] + origin_s)
-        for frame in frames(container, stream, av.VideoFrame, faults):
+        sheet = Sheet(grid_s, slack_s(stream.time_base or 0), Screen(size, pixel_aspect(stream)))
+        is_sought = back_s is not None and seek_to(container, stream, grid_s[0] + origin_s - back_s)
+        for frame in _whole_frames(container, stream, sheet, origin_s, faults, is_sought=is_sought):
+            if sheet.show(frame, time_s_of(frame) - origin_s):
+                return sheet.finished()
+        if not sheet.is_begun:
+            if is_sought:
+                raise _MissedError
+            return None
+        step_s = float(grid_s[1] - grid_s[0]) if len(grid_s) > 1 else 0.0
+        if not is_image_format(container) and sheet.shown_end_s + max(step_s, 0.1) < grid_s[-1]:
+            raise ClipError(
+                f"{uri}: the picture ends at {sheet.shown_end_s:.3f} s, "
+                f"the cut needs {grid_s[-1]:.3f} s{because(faults)}"
+            )
+        return sheet.finished()
+
+
+def _whole_frames(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    sheet: Sheet,
+    origin_s: float,
+    faults: list[str],
+    *,
+    is_sought: bool,
+) -> Iterator[av.VideoFrame]:
+    """Decoded frames in the order of their times, deinterlaced where they are interlaced."""
+    from_s, deinterlacer, is_first = sheet.grid_s[0] + sheet.slack_s, Deinterlacer(), True
+    dropping = Dropping(stream, sheet.grid_s, sheet.slack_s, origin_s)
+    for packet in dropping.marked(packets(container, [stream], faults)):
+        for frame in decode(packet, faults):
+            if not isinstance(frame, av.VideoFrame):
+                continue
+            is_interlaced = frame.interlaced_frame
             time_s = time_s_of(frame) - origin_s
-            if seek and shown is None and time_s > grid_s[0] + slack:  # the index pointed past the cut
-                return read_picture(uri, grid_s, size, seek=False)
-            while shown is not None and len(images) < len(grid_s) and grid_s[len(images)] + slack < time_s:
-                shown_image = to_rgb(shown, aspect, size) if shown_image is None else shown_image
-                images.append(shown_image)
-            if len(images) == len(grid_s):
-                break
-            if shown is None or time_s + origin_s >= time_s_of(shown):
-                shown, shown_image = frame, None
-                shown_end_s = time_s + float((frame.duration or 0) * tick)
-        is_image = is_image_format(container)
-        if shown is None:
-            return read_picture(uri, grid_s, size, seek=False) if seek else None
-        if len(images) < len(grid_s):
-            step_s = float(grid_s[1] - grid_s[0]) if len(grid_s) > 1 else 0.0
-            if not is_image and shown_end_s + max(step_s, 0.1) < grid_s[-1]:
-                raise ClipError(
-                    f"{uri}: the picture ends at {shown_end_s:.3f} s, "
-                    f"the cut needs {grid_s[-1]:.3f} s{because(faults)}"
-                )
-            images += [to_rgb(shown, aspect, size)] * (len(grid_s) - len(images))
-    return np.stack(images)
+            if is_sought and is_first and time_s > from_s - (PREROLL_S if is_interlaced else 0):
+                raise _MissedError
+            dropping.is_on = not is_interlaced and (dropping.is_on or is_first)
+            is_first = False
+            yield from deinterlacer.pushed(frame)
+    yield from deinterlacer.rest()
