@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 
 from ray_jobs.cli_collect import collect
+from ray_jobs.cli_data import data_app, index
 from ray_jobs.cli_env import env
+from ray_jobs.cli_forget import forget
 from ray_jobs.cli_generate import generate
 from ray_jobs.cli_jobs import PASS_ON, doctor, submit
 from ray_jobs.cli_kuberay import kuberay
@@ -32,7 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train joint audio-video world models on Ray, continue clips, check that they behave like a world.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Describe data.")
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 
@@ -118,43 +119,7 @@ def render(
     answer({"manifest": manifest, "clips": clips}, as_json, f"{clips} clips: {manifest}")
 
 
-@app.command()
-def index(
-    sources: Annotated[list[str], typer.Argument(help="folders, CSV, JSON, JSONL or Parquet")],
-    out: Annotated[Path, typer.Option(help="Parquet manifest to write")],
-    as_json: Json = False,
-) -> None:
-    """Probe media, read captions, write a manifest and a quarantine list."""
-    from ray_jobs.index import index_sources
-    from ray_jobs.progress import ProgressDisplay
-
-    with ProgressDisplay() as display:
-        result = index_sources(
-            sources,
-            out=str(out),
-            progress=lambda done, total: display("index", {"done": done, "total": total}),
-        )
-    lines = [f"{result.kept} clips: {result.manifest}", *result.warnings]
-    lines += [f"quarantined: {row['uri']}: {row['reason']}" for row in result.quarantined]
-    answer(
-        {
-            "manifest": result.manifest,
-            "kept": result.kept,
-            "quarantined": result.quarantined,
-            "warnings": result.warnings,
-        },
-        as_json,
-        "\n".join(lines),
-    )
-
-
-@data_app.command("stats")
-def data_stats(manifest: str, as_json: Json = False) -> None:
-    """Clips, hours, sound, sizes and what was quarantined."""
-    from ray_jobs.index import describe
-
-    facts = describe(manifest)
-    answer(facts, as_json, "\n".join(f"{key}: {value}" for key, value in facts.items()))
+app.command()(index)
 
 
 @app.command()
@@ -302,6 +267,7 @@ app.command()(collect)
 app.command("export-lerobot")(export_lerobot)
 app.command(context_settings=PASS_ON)(submit)
 app.command()(kuberay)
+app.command()(forget)
 app.command()(doctor)
 
 

@@ -15,6 +15,8 @@ WORDS = {
     "start": "starting Ray",
     "render": "rendering clips",
     "index": "probing clips",
+    "look": "looking at clips",
+    "page": "drawing clips",
     "tokenize": "encoding clips",
     "codec": "training the codec",
     "workers": "starting training workers",

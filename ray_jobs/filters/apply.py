@@ -75,8 +75,8 @@ def _hears_span(row: Row, cfg: FilterConfig) -> bool:
 
 
 def _task(row: Row, cfg: FilterConfig, limits: Limits | None) -> LookTask | None:
-    pictures = row["has_video"] and (cfg.shots or bool({"static", "black", "duplicate"} & set(cfg.drop)))
-    hashes = can_hash() and (pictures or "duplicate" in cfg.drop)
+    looks = cfg.shots or bool({"static", "black", "duplicate"} & set(cfg.drop))
+    pictures, hashes = row["has_video"] and looks, looks and can_hash()
     sound = row["has_sound"] and (hashes or _hears_span(row, cfg))
     if not pictures and not sound:
         return None

@@ -16,6 +16,7 @@ from ray_jobs.errors import UserError
 # T frames, H W pixels, C channels.
 
 TICK = Fraction(1, 1_000_000)
+DARK_LEVEL = 12.0  # of 255, the mean of a picture: ThresholdDetector's own
 NEAR_CUT_S = 1.0  # a fade that a cut has marked already is not marked again
 NEEDS_EXTRA = "{what} needs {library}: pip install 'worldmodel[filters]'"
 
@@ -35,12 +36,18 @@ class ShotFinder:
         self._cut_s: list[float] = []
         self._fade_s: list[float] = []
         self._last_s: float | None = None
+        self._was_dark = False
+        self._dark_s: set[float] = set()  # frames that are as dark as the one before: no cut shows there
 
     def add(self, time_T: np.ndarray, image_THWC: np.ndarray) -> None:
         for time_s, image_HWC in zip(time_T, image_THWC, strict=True):
             if self._last_s is not None and time_s <= self._last_s:
                 continue
             self._last_s = max(0.0, float(time_s))
+            is_dark = float(image_HWC.mean()) < DARK_LEVEL
+            if is_dark and self._was_dark:
+                self._dark_s.add(round(self._last_s, 6))
+            self._was_dark = is_dark
             at, bgr_HWC = self._timecode(self._last_s), np.ascontiguousarray(image_HWC[..., ::-1])
             self._cut_s += [cut.seconds for cut in self._cuts.process_frame(at, bgr_HWC)]
             self._fade_s += [cut.seconds for cut in self._fades.process_frame(at, bgr_HWC)]
@@ -52,10 +59,9 @@ class ShotFinder:
         at = self._timecode(self._last_s)
         self._cut_s += [cut.seconds for cut in self._cuts.post_process(at)]
         self._fade_s += [cut.seconds for cut in self._fades.post_process(at)]
-        fades_s = [
-            fade_s for fade_s in self._fade_s if all(abs(fade_s - s) > NEAR_CUT_S for s in self._cut_s)
-        ]
-        return sorted({*self._cut_s, *fades_s})
+        cuts_s = [cut_s for cut_s in self._cut_s if round(cut_s, 6) not in self._dark_s]
+        fades_s = [fade_s for fade_s in self._fade_s if all(abs(fade_s - s) > NEAR_CUT_S for s in cuts_s)]
+        return sorted({*cuts_s, *fades_s})
 
 
 def require_shots() -> None:
