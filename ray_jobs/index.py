@@ -21,7 +21,9 @@ from ray_jobs.manifest_table import (
 )
 from ray_jobs.probing import Probed, load_probes, probe_files, probe_in_tasks, save_probes
 from ray_jobs.sources import SourceRow, SourceRows, read_sources, with_actions
+from ray_jobs.tombstones import Targets, read_tombstones
 from worldmodel.config import FilterConfig
+from worldmodel.reasons import FORGOTTEN
 
 __all__ = [
     "MANIFEST_SCHEMA",
@@ -78,7 +80,7 @@ def index_sources(
         reused += result is known.get(result.uri)
         if progress:
             progress(done, len(uris))
-    rows, bad = _rows(found, probed)
+    rows, bad = _not_forgotten(out, *_rows(found, probed))
     if filters is not None and rows:
         rows, dropped = filtered(rows, filters, limits=limits, workers=workers, progress=look_progress)
         bad += dropped
@@ -90,6 +92,19 @@ def index_sources(
     save_probes(probes_file, list(probed.values()))
     write_manifest(out, rows)
     return IndexResult(out, len(rows), bad, found.warnings, reused)
+
+
+def _not_forgotten(
+    out: str, rows: list[dict[str, Any]], bad: list[dict[str, str]]
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Without clips that `worldmodel forget` took out of the manifest before."""
+    gone = Targets(tuple(read_tombstones(out)))
+    hit = [gone.hit(row["content_sha256"], row["start_s"], row["end_s"]) for row in rows]
+    kept = [row for row, is_gone in zip(rows, hit, strict=True) if not is_gone]
+    bad += [
+        {"uri": row["uri"], "reason": FORGOTTEN} for row, is_gone in zip(rows, hit, strict=True) if is_gone
+    ]
+    return kept, bad
 
 
 def _rows(found: SourceRows, probed: dict[str, Probed]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:

@@ -23,13 +23,13 @@ from ray_jobs.errors import JobError, UserError
 from ray_jobs.export import load_exported
 from ray_jobs.index import index_sources
 from ray_jobs.plan import PADDING, Plan, Sample, make_plan
+from ray_jobs.rollout_rows import ROLLOUTS_FILE
 from ray_jobs.stages import EncodeBatch, to_latent_batch
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RolloutConfig, RunConfig
 from worldmodel.export import codecs_of
 from worldmodel.session import Latents, RolloutSessions
 
-ROLLOUTS_FILE = "rollouts.json"
 CPUS_PER_ACTOR = 1
 Progress = Callable[[int, int], None]
 

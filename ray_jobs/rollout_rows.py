@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 UNTRAINED = "untrained"
+ROLLOUTS_FILE = "rollouts.json"
 
 
 def shown(row: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -10,9 +10,6 @@ from torch import Tensor
 # B clips, T latent steps, C latent channels, N text tokens, F video frames, A action width.
 
 
-FORGOTTEN = "forgotten: taken out of the data"  # a reason that is no fault of the clip
-
-
 @dataclass(frozen=True)
 class ModalityLatents:
     """Latents of one modality: [B, T, H, W, C] for video, [B, T, C] for audio.

@@ -12,11 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from worldmodel.batch import FORGOTTEN, LatentBatch
+from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
 from worldmodel.flow import MIN_DIVISOR, homogeneous_levels
 from worldmodel.layout import LEARNED, Layout
 from worldmodel.randomness import SampleRandom
+from worldmodel.reasons import FORGOTTEN
 from worldmodel.self_flow import draw, self_flow_losses
 from worldmodel.train.engine import Engine
 from worldmodel.train.metrics import Signals, step_row
