@@ -18,6 +18,7 @@ from ray_jobs.cli_forget import forget
 from ray_jobs.cli_generate import generate
 from ray_jobs.cli_jobs import PASS_ON, doctor, submit
 from ray_jobs.cli_kuberay import kuberay
+from ray_jobs.cli_label import label
 from ray_jobs.cli_lerobot import export_lerobot
 from ray_jobs.cli_output import Address, Json, Set, answer, keep_standard_output, short
 from ray_jobs.cli_prompts import check_prompts
@@ -259,6 +260,7 @@ def export(
     answer({"model": str(out)}, as_json, str(out))
 
 
+app.command()(label)
 app.command()(generate)
 app.command()(serve)
 app.command("check-prompts")(check_prompts)

@@ -17,6 +17,7 @@ WORDS = {
     "index": "probing clips",
     "look": "looking at clips",
     "page": "drawing clips",
+    "label": "labelling clips",
     "tokenize": "encoding clips",
     "codec": "training the codec",
     "workers": "starting training workers",
