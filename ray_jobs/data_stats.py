@@ -65,8 +65,9 @@ def describe(manifest: str) -> dict[str, Any]:
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """Lines for people."""
-    return "\n".join(f"{name.replace('_', ' ')}: {_said(value)}" for name, value in facts.items())
+    """Lines for people; single reasons are on the page and in the quarantine file."""
+    shown = {name: value for name, value in facts.items() if name != "quarantine_by_reason"}
+    return "\n".join(f"{name.replace('_', ' ')}: {_said(value)}" for name, value in shown.items())
 
 
 class Rows:

@@ -48,19 +48,48 @@ DEFINITIONS: dict[str, Definition] = {
     "decoded_seconds_total": Definition("counter", "seconds of media that were decoded"),
     "decode_seconds_total": Definition("counter", "time spent on decoding"),
     "encode_seconds_total": Definition("counter", "time spent on encoding to latents"),
-    "latent_bytes_total": Definition("counter", "latents that were made"),
+    "read_bytes_total": Definition("counter", "bytes of files that decoders read for clips"),
+    "pixel_bytes_total": Definition("counter", "pictures that were decoded, at the size of their bucket"),
+    "latent_bytes_total": Definition("counter", "latents and targets that were made"),
 }
 # Fragments of a clip's reason, which names the file: as a label it would make a series a clip.
 REASONS = {
+    "took longer than": "timed_out",
+    "took more than": "too_large",
+    "limits.": "too_large",
+    "decoder crashed": "crashed",
+    "its decoder": "crashed",
     "cannot be opened as media": "not_media",
+    "is a list of other files": "not_media",
     "No such file": "missing",
+    "no such": "missing",
     "is not a file": "missing",
+    "is a folder": "missing",
     "shorter than one latent step": "too_short",
+    "shorter than min_shot_s": "too_short",
     "the picture ends at": "ends_early",
+    "past the end": "ends_early",
     "are not finite": "not_finite",
     "could be decoded": "undecodable",
     "can be decoded": "undecodable",
     "neither picture nor sound": "undecodable",
+    # the index
+    "only silence": "silent",
+    "holds no sound": "silent",
+    "silent: ": "silent",
+    "static: ": "static",
+    "black: ": "black",
+    "near-duplicate of": "duplicate",
+    "listed more than once": "duplicate",
+    "drifts by": "drift",
+    "too small: ": "too_small",
+    "names no media": "bad_row",
+    "is not a number": "bad_row",
+    "is not a finite number": "bad_row",
+    "the span must begin": "bad_row",
+    "not an object of named fields": "bad_row",
+    "actions": "bad_row",
+    "speech must be": "bad_row",
 }
 
 
@@ -109,12 +138,23 @@ class RunMetrics:
         for reason in reasons.values():
             self.add("quarantined_clips_total", label=reason_label(reason))
 
-    def encoded(self, *, media_s: float, decode_s: float, encode_s: float, num_bytes: int) -> None:
-        """One clip became latents."""
+    def encoded(
+        self,
+        *,
+        media_s: float,
+        decode_s: float,
+        encode_s: float,
+        read_bytes: int,
+        pixel_bytes: int,
+        latent_bytes: int,
+    ) -> None:
+        """One clip, or a piece of one, became latents."""
         self.add("decoded_seconds_total", media_s)
         self.add("decode_seconds_total", decode_s)
         self.add("encode_seconds_total", encode_s)
-        self.add("latent_bytes_total", num_bytes)
+        self.add("read_bytes_total", read_bytes)
+        self.add("pixel_bytes_total", pixel_bytes)
+        self.add("latent_bytes_total", latent_bytes)
 
     def _tags(self, name: str, label: str) -> dict[str, str]:
         own = DEFINITIONS[name].label

@@ -74,7 +74,7 @@ def line_figure(
         if any(line.get("label") for line in lines):
             beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(lines) > 4 else {}
             axes.legend(frameon=False, labelcolor=INK, fontsize=8.5, handlelength=1.6, **beside)
-        return _inline_svg(figure, alt)
+        return inline_svg(figure, alt)
 
 
 def loss_figures(rows: Rows) -> list[tuple[str, str]]:
@@ -164,7 +164,7 @@ def filmstrip_png(video_THWC: np.ndarray, *, columns: int = 16, height_px: int =
         strip = strip.resize((strip.width * factor, strip.height * factor), Image.Resampling.NEAREST)
     else:
         strip = strip.resize((round(strip.width * height_px / strip.height), height_px))
-    return _png_address(strip)
+    return png_address(strip)
 
 
 def sound_png(audio_N: np.ndarray, *, sample_rate: int, width_px: int = 768, bands: int = 48) -> str:
@@ -180,7 +180,7 @@ def sound_png(audio_N: np.ndarray, *, sample_rate: int, width_px: int = 768, ban
     level_SM = 10 * np.log10(power_SF @ filters_FM + 1e-9)
     shade_MS = np.clip((level_SM.T[::-1] + 70) / 60, 0, 1)
     image = (matplotlib.colormaps["magma"](shade_MS)[..., :3] * 255).astype(np.uint8)
-    return _png_address(Image.fromarray(image))
+    return png_address(Image.fromarray(image))
 
 
 def _curve(rows: Rows, key: str, color: str, label: str | None) -> list[dict[str, Any]]:
@@ -206,7 +206,7 @@ def _column(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
     return table[:, 0], table[:, 1]
 
 
-def _inline_svg(figure: Figure, alt: str) -> str:
+def inline_svg(figure: Figure, alt: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
@@ -222,7 +222,7 @@ def _inline_svg(figure: Figure, alt: str) -> str:
     )
 
 
-def _png_address(image: Image.Image) -> str:
+def png_address(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

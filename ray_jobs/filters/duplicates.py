@@ -22,6 +22,7 @@ MOST_COMPARED = 64
 MOST_BITS = 10.0  # of 64, that pictures of one clip differ in on average
 MOST_BITS_ONCE = 18  # and at any one place
 MOST_DB = 4.0  # that sounds of one clip differ in on average, loudness aside
+LONE_DB, LONE_STEPS = 2.5, 4  # sound alone must agree more, and last longer than a knock on a door
 LEAST_DB = -55.0  # bands below are silence of one encoder or another
 LENGTH_SLACK_S, LENGTH_SLACK = 0.25, 0.03
 
@@ -56,14 +57,15 @@ def same_clip(one: Print, other: Print) -> bool:
     longer_s = max(one.seconds, other.seconds)
     if abs(one.seconds - other.seconds) > max(LENGTH_SLACK_S, LENGTH_SLACK * longer_s):
         return False
+    if not one.has_picture and not other.has_picture:
+        is_long = all(p.sound_SB is not None and len(p.sound_SB) >= LONE_STEPS for p in (one, other))
+        return is_long and same_sound(one.sound_SB, other.sound_SB, most_db=LONE_DB)
     return same_picture(one, other) and same_sound(one.sound_SB, other.sound_SB)
 
 
 def same_picture(one: Print, other: Print) -> bool:
     if one.has_picture != other.has_picture:
         return False
-    if not one.has_picture:
-        return True
     bits_P = np.array([int(a ^ b).bit_count() for a, b in zip(one.hash_P, other.hash_P, strict=True)])
     is_flat_P = (one.hash_P == 0) & (other.hash_P == 0)
     if (np.abs(one.light_P - other.light_P)[is_flat_P] > 8).any():
@@ -71,7 +73,7 @@ def same_picture(one: Print, other: Print) -> bool:
     return bits_P.mean() <= MOST_BITS and bits_P.max() <= MOST_BITS_ONCE
 
 
-def same_sound(one_SB: np.ndarray | None, other_SB: np.ndarray | None) -> bool:
+def same_sound(one_SB: np.ndarray | None, other_SB: np.ndarray | None, *, most_db: float = MOST_DB) -> bool:
     """Levels of bands step by step, after one common change of loudness."""
     silent = [
         sound is None or not len(sound) or float(sound.max()) < LEAST_DB for sound in (one_SB, other_SB)
@@ -85,7 +87,7 @@ def same_sound(one_SB: np.ndarray | None, other_SB: np.ndarray | None) -> bool:
     heard_SB = np.maximum(one_SB, other_SB) > LEAST_DB
     gain_db = float(np.median((one_SB - other_SB)[heard_SB])) if heard_SB.any() else 0.0
     one_SB, other_SB = np.maximum(one_SB, LEAST_DB), np.maximum(other_SB + gain_db, LEAST_DB)
-    return float(np.abs(one_SB - other_SB)[heard_SB].mean()) <= MOST_DB if heard_SB.any() else True
+    return float(np.abs(one_SB - other_SB)[heard_SB].mean()) <= most_db if heard_SB.any() else True
 
 
 def first_of_each(prints: Sequence[Print]) -> list[int]:

@@ -12,6 +12,19 @@ from ray_jobs.stages import EncodeBatch
 from worldmodel.config import RunConfig
 
 LABELS = {"missing", "not_media", "undecodable", "ends_early", "too_short", "not_finite"}
+LABELS |= {"timed_out", "too_large", "crashed", "bad_row"}
+LABELS |= {"silent", "static", "black", "duplicate", "drift", "too_small"}
+SAID = {
+    "/a.mp4: took longer than 120 s; its decoder was killed": "timed_out",
+    "/a.mp4: took more than 4096 MB (std::bad_alloc)": "too_large",
+    "/a.mp4: its frames have 99999999 pixels, limits.max_pixels=35651584": "too_large",
+    "the decoder crashed on this file": "crashed",
+    "shot of 0.10 s at 1.00 s: shorter than min_shot_s=0.5": "too_short",
+    "near-duplicate of /b.mp4": "duplicate",
+    "drifts by 0.500 s: the sound's stamps run": "drift",
+    "start_s='soon' is not a number of seconds": "bad_row",
+    "s3://bucket/a.mp4: no such object": "missing",
+}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +50,11 @@ def test_labels_are_few():
     assert reason_label("/clips/0001.mp4: something new") == "other"
 
 
+@pytest.mark.parametrize("said", SAID)
+def test_what_limits_and_filters_say_has_a_label(said):
+    assert reason_label(said) == SAID[said]
+
+
 def test_names_are_as_prometheus_wants_them():
     for name, found in DEFINITIONS.items():
         assert name.endswith("_total") == (found.kind == "counter"), name
@@ -51,3 +69,6 @@ def test_metrics_are_no_burden_without_a_cluster():
     metrics.consumed([0, 1, -1], {1: "/clips/1.mp4: is not a file"})
     with pytest.raises(KeyError):
         metrics.add("steps")
+    metrics.handed_on("latents", 1 << 20)
+    with pytest.raises(KeyError, match="media, pixels, samples, latents"):
+        metrics.handed_on("frames", 1)
