@@ -17,9 +17,10 @@ from ray_jobs.metrics import RunMetrics
 from ray_jobs.passes import PADDING
 from ray_jobs.plan import Plan, Sample
 from ray_jobs.targets import PREFIX
-from worldmodel.batch import FORGOTTEN, LatentBatch, ModalityLatents
+from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.config import RunConfig
 from worldmodel.model.text import encode_texts
+from worldmodel.reasons import FORGOTTEN
 
 # B clips, T latent steps, C channels, N text tokens, F frames, A action width.
 
@@ -170,7 +171,9 @@ def to_latent_batch(row: Row) -> LatentBatch:
         actions_valid_BF=_tensor(row["actions_valid"], torch.bool),
         reasons={int(i): reason for i, reason in json.loads(str(row["reasons"])).items()},
         targets={
-            name.removeprefix(PREFIX): _tensor(array, torch.bool if name.endswith("_valid") else torch.float16)
+            name.removeprefix(PREFIX): _tensor(
+                array, torch.bool if name.endswith("_valid") else torch.float16
+            )
             for name, array in row.items()
             if name.startswith(PREFIX)
         },

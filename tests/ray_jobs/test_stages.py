@@ -1,25 +1,30 @@
 import json
 import resource
-from dataclasses import asdict
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from avtok.decode import decode_clip
 from avtok.load import codec_spec, load_codec
+from ray_jobs.cache import cache_files, content_of
 from ray_jobs.dataset import held_out_batches
 from ray_jobs.errors import UserError
 from ray_jobs.index import index_sources
 from ray_jobs.plan import PADDING, make_plan
-from ray_jobs.stages import EncodeBatch, to_latent_batch
+from ray_jobs.stages import ClipLatents, EncodeBatch, to_latent_batch
 from worldmodel.config import RunConfig
 
-SIZE = (64, 64)
+
+def with_data(cfg, **changed):
+    return cfg.model_copy(update={"data": cfg.data.model_copy(update=changed)})
 
 
 def with_cache(cfg, folder):
-    return cfg.model_copy(update={"data": cfg.data.model_copy(update={"cache": str(folder)})})
+    return with_data(cfg, cache=str(folder))
 
 
 def sample_of(plan, name, nth=0):
@@ -121,7 +126,9 @@ def test_a_broken_file_keeps_its_place_with_a_reason_and_the_others_are_untouche
 def test_latent_batch_has_fixed_shapes_float32_and_times_in_seconds(plan, cfg):
     encode = EncodeBatch(plan, cfg)
     buckets = [plan.bucket(plan.batch_at(n)[2]).kind for n in range(plan.num_batches_per_epoch)]
-    rows = [encode({"global_index": index}) for index in (buckets.index("picture"), -1, buckets.index("sound"))]
+    rows = [
+        encode({"global_index": index}) for index in (buckets.index("picture"), -1, buckets.index("sound"))
+    ]
     full, empty, sound = map(to_latent_batch, rows)
     assert empty.sample_ids_B.tolist() == [-1] * 4
     assert (empty.epoch, empty.batch_id, empty.reasons) == (-1, -1, {})
@@ -151,7 +158,9 @@ def test_cache_gives_the_same_arrays_as_decoding_and_no_longer_needs_the_file(
     assert (first.was_cached, second.was_cached) == (False, True)
     assert_same(first.arrays, decoded.arrays)
     assert_same(second.arrays, decoded.arrays)
-    assert len(list((tmp_path / "cache").rglob("*"))) == 2  # one folder, one file, nothing partial
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert list(map(str, files)) == list(cache_files(str(tmp_path / "cache")))  # one file, nothing partial
+    assert len(files) == 1
     breaks = sample_of(broken_plan, "breaks.mp4")
     assert cached.encode(breaks).reason
     good_bytes = (clip_folder / "bounce_1.mp4").read_bytes()
@@ -181,7 +190,8 @@ def test_a_cache_that_cannot_be_written_is_reported_and_the_latents_are_still_th
 
 
 def test_a_disk_that_fills_up_leaves_no_half_file_in_the_cache(plan, tmp_path, cfg):
-    encode = EncodeBatch(plan, with_cache(cfg, tmp_path / "cache"))
+    cfg = with_data(cfg, cache=str(tmp_path / "cache"), sandbox=False)  # whose memory counts as a file here
+    encode = EncodeBatch(plan, cfg)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (4096, hard)
@@ -198,15 +208,53 @@ def test_a_disk_that_fills_up_leaves_no_half_file_in_the_cache(plan, tmp_path, c
 
 
 def test_cache_name_follows_everything_that_the_latents_depend_on(plan, tmp_path, cfg):
-    cache = EncodeBatch(plan, with_cache(cfg, tmp_path)).cache
-    sample = plan.sample(0)
-    names = {cache.path(sample, SIZE)}
+    encode = EncodeBatch(plan, with_cache(cfg, tmp_path))
+    cache, sample, own = encode.cache, plan.sample(0), encode.own
+    names = {cache.uri(sample, own)}
     for change in ({"start_s": 0.25}, {"content_sha256": "other"}, {"valid_s": 0.5}, {"has_sound": False}):
-        names.add(cache.path(type(sample)(**asdict(sample) | change), SIZE))
-    names.add(cache.path(sample, (64, 128)))
-    assert len(names) == 6
-    moved = type(sample)(**asdict(sample) | {"uri": "elsewhere.mp4", "sample_id": 7})
-    assert cache.path(moved, SIZE) == cache.path(sample, SIZE)
+        names.add(cache.uri(replace(sample, **change), own))
+    for other in ({"size": (64, 128)}, {"video_steps": 8}, {"audio_steps": 128}):
+        names.add(cache.uri(sample, replace(own, **other)))
+    names.add(replace(cache, targets=[["target_dino", "0123"]]).uri(sample, own))
+    assert len(names) == 9
+    moved = replace(sample, uri="elsewhere.mp4", sample_id=7)
+    assert cache.uri(moved, own) == cache.uri(sample, own)
+
+
+def test_all_files_of_one_content_are_found_by_it(plan, tmp_path, cfg):
+    encode = EncodeBatch(plan, with_cache(cfg, tmp_path / "cache"))
+    assert encode.cache.files_of("0" * 64) == list(cache_files(str(tmp_path / "cache"))) == []
+    ids = [
+        sample_of(plan, "bounce_0.mp4"),
+        sample_of(plan, "bounce_0.mp4", nth=1),
+        sample_of(plan, "short.mp4"),
+    ]
+    written = [encode.encode(i).cached_bytes for i in ids]
+    files = list(cache_files(str(tmp_path / "cache")))
+    assert sum(Path(file).stat().st_size for file in files) == sum(written)
+    samples = [plan.sample(i) for i in ids]
+    own = {encode.cache.uri(sample, encode.own) for sample in samples[:2]}
+    assert set(encode.cache.files_of(samples[0].content_sha256)) == own
+    assert len(own) == 2
+    assert {content_of(file) for file in files} == {sample.content_sha256 for sample in samples}
+    with safe_open(files[0], "np") as file:
+        assert file.metadata()["content_sha256"] == content_of(files[0])
+
+
+def test_the_cache_may_lie_in_a_store(s3, plan, tmp_path, cfg):
+    folder = f"s3://{s3.bucket}/cache/of latents"
+    encode = EncodeBatch(plan, with_cache(cfg, folder))
+    assert not encode.fill_cache(0).was_cached
+    first = encode.encode(1)
+    again = [encode.encode(i) for i in (0, 1)]
+    assert [clip.was_cached for clip in (first, *again)] == [False, True, True]
+    assert_same(again[1].arrays, first.arrays)
+    assert encode.fill_cache(0) == ClipLatents({}, was_cached=True)
+    assert len(list(cache_files(folder))) == 2
+    missing = EncodeBatch(plan, with_cache(cfg, f"s3://{s3.bucket}-that-is-not-there/cache")).encode(0)
+    assert "cannot write the latent cache" in missing.cache_error
+    assert "no such bucket" in missing.cache_error
+    assert missing.arrays["video_valid"].all()
 
 
 @pytest.mark.media

@@ -64,17 +64,17 @@ class LogMelCodec:
         samples_N = samples_N[max(0, context_samples - LEFT_CONTEXT) : context_samples + steps * HOP]
         rest = (NUM_FFT - WINDOW) // 2  # torch centres a short window in its frame
         missing = LEFT_CONTEXT + steps * HOP - len(samples_N)
-        padded_N = F.pad(samples_N, (missing + rest, rest))
+        padded_N = F.pad(samples_N, (missing + rest, rest)).to(self.window.device)
         frames_BT = torch.stft(
             padded_N, NUM_FFT, HOP, WINDOW, self.window, center=False, return_complex=True
         ).abs()
-        return (torch.log(frames_BT.T @ self.mel_BC + FLOOR) - LOG_MEAN) / LOG_SCALE
+        return ((torch.log(frames_BT.T @ self.mel_BC + FLOOR) - LOG_MEAN) / LOG_SCALE).cpu()
 
     def decode(self, latents_TC: Tensor) -> np.ndarray:
         """[T, 64] -> float32 samples [250 T] in [-1, 1]; the same latents give the same samples."""
         if not len(latents_TC):
             return np.zeros(0, dtype=np.float32)
-        log_TC = latents_TC.detach().float().cpu() * LOG_SCALE + LOG_MEAN
+        log_TC = latents_TC.detach().float().to(self.window.device) * LOG_SCALE + LOG_MEAN
         mel_TC = (log_TC.exp() - FLOOR).clamp_min(0)
         magnitude_TB = (mel_TC @ torch.linalg.pinv(self.mel_BC)).clamp_min(0)
         # the end of the clip is covered by three later windows: hold the last one
@@ -95,4 +95,4 @@ class LogMelCodec:
             )
         # frame 0 is centred 250 samples before the clip: its window ends at sample 250. Onsets then come
         # 0.3 ms early in the median of 63 impacts: below what a step can show, so nothing is shifted.
-        return samples_N[HOP : HOP + len(latents_TC) * HOP].clamp(-1, 1).numpy()
+        return samples_N[HOP : HOP + len(latents_TC) * HOP].clamp(-1, 1).cpu().numpy()

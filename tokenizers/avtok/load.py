@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from avtok.sound import LearnedAudioCodec
     from avtok.video import PcaVideoCodec
 
+    Codec = (
+        PcaVideoCodec
+        | LogMelCodec
+        | LearnedVideoCodec
+        | LearnedAudioCodec
+        | PretrainedVideoCodec
+        | PretrainedAudioCodec
+    )
+
 WEIGHTS = Path(__file__).parent / "weights"
 PRETRAINED = "pretrained:"  # before the folder of a diffusers or transformers autoencoder
 KINDS = ("pca_video", "log_mel", "learned_video", "learned_audio", "pretrained")
@@ -33,17 +42,20 @@ def codec_spec(name_or_folder: str) -> CodecSpec:
         ) from error
 
 
-def load_codec(
-    name_or_folder: str,
-) -> (
-    PcaVideoCodec
-    | LogMelCodec
-    | LearnedVideoCodec
-    | LearnedAudioCodec
-    | PretrainedVideoCodec
-    | PretrainedAudioCodec
-):
-    """The codec itself, on the CPU. ValueError names what exists."""
+def load_codec(name_or_folder: str, *, device: str = "cpu") -> Codec:
+    """The codec itself. ValueError names what exists, and says where a device is missing.
+
+    device: where it computes. Pixels, samples and latents are on the CPU on either side.
+    """
+    codec = _load(name_or_folder)
+    if device == "cpu":
+        return codec
+    from avtok.devices import on_device
+
+    return on_device(codec, device)
+
+
+def _load(name_or_folder: str) -> Codec:
     record, spec = _record(name_or_folder), codec_spec(name_or_folder)
     folder, trained_on = codec_folder(name_or_folder), tuple(record.get("trained_on", ()))
     if record["kind"] == "pca_video":

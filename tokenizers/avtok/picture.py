@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avtok.devices import device_of
 from avtok.half_weights import load_weights, save_codec
 from avtok.picture_net import PictureNet, PictureNetConfig
 from avtok.spec import CodecSpec
@@ -34,15 +35,17 @@ class LearnedVideoCodec:
     @torch.inference_mode()
     def encode(self, video_THWC: np.ndarray) -> Tensor:
         """uint8 RGB [T, H, W, 3], T a multiple of 4 or 1 -> float32 [T/4, H/8, W/8, C]."""
-        patches_THWP = torch.from_numpy(patches_of(video_THWC))
-        parts = [self.net.encode(part) for part in patches_THWP.split(STEPS_AT_ONCE)]
+        patches_THWP, device = torch.from_numpy(patches_of(video_THWC)), device_of(self.net)
+        parts = [self.net.encode(part.to(device)).cpu() for part in patches_THWP.split(STEPS_AT_ONCE)]
         return torch.cat(parts) / self.spec.scale
 
     @torch.inference_mode()
     def decode(self, latents_THWC: Tensor) -> np.ndarray:
         """Latents [T, H, W, C] -> uint8 RGB [4T, 8H, 8W, 3], clamped."""
-        latents_THWC = latents_THWC.detach().float().cpu() * self.spec.scale
-        return pixels_of(torch.cat([self.net.decode(part) for part in latents_THWC.split(STEPS_AT_ONCE)]))
+        latents_THWC = latents_THWC.detach().float().to(device_of(self.net)) * self.spec.scale
+        return pixels_of(
+            torch.cat([self.net.decode(part).cpu() for part in latents_THWC.split(STEPS_AT_ONCE)])
+        )
 
     def save(self, folder: str | Path) -> None:
         save_codec(folder, "learned_video", self.spec, self.net, self.net.cfg, self.trained_on)

@@ -126,17 +126,19 @@ class PretrainedVideoCodec:
     @torch.inference_mode()
     def encode(self, video_THWC: np.ndarray) -> Tensor:
         """uint8 RGB [T, H, W, 3], T a multiple of the stride -> float32 [T', H', W', C]."""
-        pixels = rearrange(torch.from_numpy(np.array(video_THWC)).float() / 127.5 - 1, "t h w c -> 1 c t h w")
+        pixels_THWC = torch.from_numpy(np.array(video_THWC)).to(self.mean_C.device).float() / 127.5 - 1
+        pixels = rearrange(pixels_THWC, "t h w c -> 1 c t h w")
         latents_CTHW = encode_steps(self.autoencoder, pixels, self.lead)[0]
-        return (rearrange(latents_CTHW, "c t h w -> t h w c").float() - self.mean_C) / self.spec.scale
+        latents_THWC = rearrange(latents_CTHW, "c t h w -> t h w c").float()
+        return ((latents_THWC - self.mean_C) / self.spec.scale).cpu()
 
     @torch.inference_mode()
     def decode(self, latents_THWC: Tensor) -> np.ndarray:
         """Latents [T', H', W', C] -> uint8 RGB [T, H, W, 3], clamped."""
-        raw = latents_THWC.detach().float().cpu() * self.spec.scale + self.mean_C
+        raw = latents_THWC.detach().float().to(self.mean_C.device) * self.spec.scale + self.mean_C
         pixels = decode_steps(self.autoencoder, rearrange(raw, "t h w c -> 1 c t h w"), self.lead)[0]
         levels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return rearrange(levels, "c t h w -> t h w c").contiguous().numpy()
+        return rearrange(levels, "c t h w -> t h w c").contiguous().cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,19 +161,19 @@ class PretrainedAudioCodec:
             return torch.zeros(0, self.spec.channels)
         skipped = context_samples // hop
         cut_N = samples_N[context_samples - skipped * hop : context_samples + steps * hop]
-        latents_CT = encode_sound_steps(self.autoencoder, cut_N, hop)[0, :, skipped:]
-        return (rearrange(latents_CT, "c t -> t c").float() - self.mean_C) / self.spec.scale
+        latents_CT = encode_sound_steps(self.autoencoder, cut_N.to(self.mean_C.device), hop)[0, :, skipped:]
+        return ((rearrange(latents_CT, "c t -> t c").float() - self.mean_C) / self.spec.scale).cpu()
 
     @torch.inference_mode()
     def decode(self, latents_TC: Tensor) -> np.ndarray:
         """[T, C] -> float32 samples in [-1, 1]."""
         if not len(latents_TC):
             return np.zeros(0, dtype=np.float32)
-        raw = latents_TC.detach().float().cpu() * self.spec.scale + self.mean_C
+        raw = latents_TC.detach().float().to(self.mean_C.device) * self.spec.scale + self.mean_C
         samples_N = self.autoencoder.decode(rearrange(raw, "t c -> 1 c t"))[0].float().mean(0)
         length = len(latents_TC) * self.spec.stride_units
         padded_N = torch.nn.functional.pad(samples_N, (0, max(0, length - len(samples_N))))
-        return padded_N[:length].clamp(-1, 1).numpy()
+        return padded_N[:length].clamp(-1, 1).cpu().numpy()
 
 
 def encode_steps(autoencoder: Autoencoder, pixels_1CTHW: Tensor, lead: int) -> Tensor:

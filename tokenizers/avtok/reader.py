@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from types import TracebackType
@@ -36,6 +37,11 @@ class ClipReader(Protocol):
     def call(self, function: str, *args: Any, **kwargs: Any) -> Any:
         """A public function of avtok.reading by its dotted name: plain values, arrays and avtok.media's
         classes go in and come out."""
+        ...
+
+    @property
+    def pid(self) -> int:
+        """Of the process that decodes."""
         ...
 
     def close(self) -> None: ...
@@ -74,6 +80,10 @@ class PlainReader:
 
     def call(self, function: str, *args: Any, **kwargs: Any) -> Any:
         return find_function(function, READING)(*args, **kwargs)
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
 
     def close(self) -> None:
         pass

@@ -92,6 +92,12 @@ class SandboxedReader:
         """A public function of avtok.reading by its dotted name; its first argument names the file."""
         return self._checked_call(str(args[0]) if args else function, function, args, kwargs, RESULT_MB << 20)
 
+    @property
+    def pid(self) -> int:
+        """Of the process that decodes; starts it where none runs."""
+        with self._lock:
+            return self._running().process.pid
+
     def close(self) -> None:
         with self._lock:
             self._stop()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avtok.devices import device_of
 from avtok.half_weights import load_weights, save_codec
 from avtok.sound_net import HOP, LOOK_AHEAD, OVERLAP, RATE_HZ, SoundNet, SoundNetConfig
 from avtok.spec import CodecSpec
@@ -43,15 +44,16 @@ class LearnedAudioCodec:
             return torch.zeros(0, self.spec.channels)
         context = self.net.left_context
         samples_N = samples_N[max(0, context_samples - context) : context_samples + steps * HOP]
-        padded_N = F.pad(samples_N, (context + steps * HOP - len(samples_N), 0))
-        return ((self.net.encode(padded_N[None]) - self.net.mean_C) / self.net.std_C)[0]
+        padded_N = F.pad(samples_N, (context + steps * HOP - len(samples_N), 0)).to(device_of(self.net))
+        return ((self.net.encode(padded_N[None]) - self.net.mean_C) / self.net.std_C)[0].cpu()
 
     @torch.inference_mode()
     def decode(self, latents_TC: Tensor) -> np.ndarray:
         """[T, C] -> float32 samples [250 T] in [-1, 1]; the same latents give the same samples."""
         if not len(latents_TC):
             return np.zeros(0, dtype=np.float32)
-        return self.net.decode(latents_TC.detach().float().cpu()[None])[0].clamp(-1, 1).numpy()
+        latents_TC = latents_TC.detach().float().to(device_of(self.net))
+        return self.net.decode(latents_TC[None])[0].clamp(-1, 1).cpu().numpy()
 
     def save(self, folder: str | Path) -> None:
         save_codec(folder, "learned_audio", self.spec, self.net, self.net.cfg, self.trained_on)

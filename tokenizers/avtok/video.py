@@ -65,15 +65,13 @@ class PcaVideoCodec:
 
     def encode(self, video_THWC: np.ndarray) -> Tensor:
         """uint8 RGB [T, H, W, 3], T a multiple of 4 or 1 -> float32 [T/4, H/8, W/8, C]."""
-        patches_THWP = torch.from_numpy(patches_of(video_THWC))
-        return (patches_THWP - self.mean_P) @ (self.components_CP / self._gain[:, None]).T
+        patches_THWP = torch.from_numpy(patches_of(video_THWC)).to(self.mean_P.device)
+        return ((patches_THWP - self.mean_P) @ (self.components_CP / self._gain[:, None]).T).cpu()
 
     def decode(self, latents_THWC: Tensor) -> np.ndarray:
         """Latents [T, H, W, C] -> uint8 RGB [4T, 8H, 8W, 3], clamped."""
-        patches_THWP = (
-            latents_THWC.detach().float().cpu() @ (self.components_CP * self._gain[:, None]) + self.mean_P
-        )
-        return pixels_of(patches_THWP)
+        latents_THWC = latents_THWC.detach().float().to(self.mean_P.device)
+        return pixels_of((latents_THWC @ (self.components_CP * self._gain[:, None]) + self.mean_P).cpu())
 
     @property
     def _gain(self) -> Tensor:
