@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor, gcd
 
@@ -25,16 +25,6 @@ def frame_grid_s(start_s: float, end_s: float, *, fps: float, context_frames: in
     """Times of the frames of a cut, its left context first."""
     count = round((end_s - start_s) * fps)
     return start_s + np.arange(-context_frames, count) / fps
-
-
-def on_frame_grid_s(time_s: float, known_s: float, frame_s: float, tolerance_s: float) -> float:
-    """The exact time of a frame of sound with a rounded stamp, if frames of one length reach it from a known
-    one.
-
-    After a seek, this puts the samples of a Matroska file where decoding from its start puts them.
-    """
-    exact_s = known_s + round((time_s - known_s) / frame_s) * frame_s
-    return exact_s if abs(exact_s - time_s) <= tolerance_s else time_s
 
 
 @dataclass(frozen=True)
@@ -61,37 +51,6 @@ class ResampleSpan:
     def cut(self, resampled_N: np.ndarray) -> np.ndarray:
         begin = self.first - self.target_first
         return resampled_N[begin : begin + self.last - self.first]
-
-
-@dataclass
-class SampleTrack:
-    """Decoded sound laid out on one sample grid that counts from the origin.
-
-    Contiguous frames are counted on, because stamps are rounded; a real gap or overlap goes by its stamp.
-    """
-
-    rate: int
-    tolerance_s: float
-    first: int
-    last: int
-    samples_N: np.ndarray = field(init=False)
-    num_placed: int = 0
-    _next: int | None = None
-
-    def __post_init__(self) -> None:
-        self.samples_N = np.zeros(self.last - self.first, dtype=np.float32)
-
-    def place(self, time_s: float, mono_N: np.ndarray) -> int:
-        """Write one decoded frame; returns the grid index after it."""
-        index = round(time_s * self.rate)
-        if self._next is not None and abs(index - self._next) <= self.tolerance_s * self.rate + 1:
-            index = self._next
-        self._next = index + len(mono_N)
-        begin, end = max(index, self.first), min(self._next, self.last)
-        if begin < end:
-            self.samples_N[begin - self.first : end - self.first] = mono_N[begin - index : end - index]
-            self.num_placed += end - begin
-        return self._next
 
 
 @dataclass

@@ -11,6 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 # H W pixels, C channels, N samples; P phases, K taps of a filter, R samples made from a span of S.
 
 _PCM_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63}
+_LOUDEST = 8.0  # decoders overshoot full scale, but not by that much
 _LOBES = 16
 _ROLL_OFF = 0.99
 _MAX_BANK = 1 << 21  # numbers held at once
@@ -26,11 +27,16 @@ def to_mono(data: np.ndarray, *, sample_format: str, channels: int) -> np.ndarra
     mono_N = data_CN.mean(axis=0, dtype=np.float64)
     if kind == "u8":
         mono_N = mono_N - _PCM_SCALE["u8"]
-    return np.nan_to_num(mono_N / _PCM_SCALE.get(kind, 1.0)).astype(np.float32)
+    mono_N /= _PCM_SCALE.get(kind, 1.0)
+    # broken float streams hold any number, and one of them would spoil all that the resampler reaches
+    return np.clip(np.nan_to_num(mono_N), -_LOUDEST, _LOUDEST).astype(np.float32)
 
 
-def resampled(samples_N: np.ndarray, source_rate: int, rate: int) -> np.ndarray:
+def resampled(samples_N: np.ndarray, source_rate: int, rate: int, *, late: float = 0.0) -> np.ndarray:
     """float32 samples at another rate through a windowed sinc: torchaudio's `resample` with 16 lobes.
+
+    late: by which part of a source sample, -0.5 to 0.5, the source lies behind the grid. It counts where the
+    rate goes up: there it may be more than half a sample of the target.
 
     In numpy, because a decoder that starts for untrusted files cannot wait for torch to load; and rates
     without a common divisor (44099 Hz) take milliseconds here, not minutes.
@@ -39,10 +45,11 @@ def resampled(samples_N: np.ndarray, source_rate: int, rate: int) -> np.ndarray:
         return samples_N
     common = gcd(source_rate, rate)
     source, target = source_rate // common, rate // common
-    taps_PK, num_before = _taps(source, target)
+    late_64 = round(late * 64) if rate > source_rate else 0
+    taps_PK, num_before = _taps(source, target, late_64)
     num_out = -(-len(samples_N) * target // source)
     if source * target <= _MAX_BANK:
-        bank_RS, step = _bank(source, target)
+        bank_RS, step = _bank(source, target, late_64)
         padded_N = np.pad(samples_N, (num_before, bank_RS.shape[1] + step))
         num_blocks = -(-num_out // len(bank_RS))
         spans_BS = sliding_window_view(padded_N, bank_RS.shape[1])[: num_blocks * step : step]
@@ -56,20 +63,20 @@ def resampled(samples_N: np.ndarray, source_rate: int, rate: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _taps(source: int, target: int) -> tuple[np.ndarray, int]:
+def _taps(source: int, target: int, late_64: int) -> tuple[np.ndarray, int]:
     """The filter of each of the `target` phases, and how many source samples it reaches back."""
     cutoff = min(source, target) * _ROLL_OFF / source
-    num_before = ceil(_LOBES / cutoff)
-    late_P = np.arange(target) * source % target / target
+    num_before = ceil(_LOBES / cutoff) + (late_64 > 0)
+    late_P = np.arange(target) * source % target / target - late_64 / 64
     lobe_PK = np.clip((np.arange(-num_before, num_before + 2) - late_P[:, None]) * cutoff, -_LOBES, _LOBES)
     window_PK = np.cos(lobe_PK * pi / _LOBES / 2) ** 2
     return (np.sinc(lobe_PK) * window_PK * cutoff).astype(np.float32), num_before
 
 
 @lru_cache(maxsize=8)
-def _bank(source: int, target: int) -> tuple[np.ndarray, int]:
+def _bank(source: int, target: int, late_64: int) -> tuple[np.ndarray, int]:
     """The same filters, each at its place in a span of source samples: one matrix product makes R samples."""
-    taps_PK, _ = _taps(source, target)
+    taps_PK, _ = _taps(source, target, late_64)
     repeats = max(1, ceil(taps_PK.shape[1] / source))  # shorter spans would overlap for the most part
     bank_RS = np.zeros((target * repeats, taps_PK.shape[1] + source * repeats), np.float32)
     for row, span_S in enumerate(bank_RS):

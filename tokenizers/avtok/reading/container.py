@@ -246,32 +246,46 @@ def seek_to(
 
 @lru_cache(maxsize=4096)
 def first_times_s(path: str, num_bytes: int, changed_ns: int) -> tuple[float, float | None]:
-    """The earlier of the first presented times of both streams, and when the second frame of sound starts.
+    """The earlier of the first presented times of both streams, and that of the sound.
 
     Size and change time only key the cache.
     """
-    second_frame_s: float | None = None
     first_s: dict[int, float] = {}
+    heard: list[av.AudioFrame] = []
     faults: list[str] = []
     with open_media(path) as container:
         streams = [s for s in best_streams(container) if s is not None]
         if not streams:
             raise ClipError(f"{path}: has neither picture nor sound that can be decoded")
+        missing = {stream.index: 2 if stream.type == "audio" else 1 for stream in streams}
         for packet in packets(container, streams, faults):
-            if packet.stream_index in first_s:
+            if not missing[packet.stream_index]:
                 known_s = first_s[packet.stream_index]
                 if packet.pts is not None and packet.pts * packet.time_base > known_s + ORIGIN_PATIENCE_S:
                     break  # the other stream starts later, or not at all
                 continue
             for frame in decode(packet, faults):
-                if packet.stream_index not in first_s and isinstance(frame, av.AudioFrame):
-                    second_frame_s = time_s_of(frame) + frame.samples / frame.sample_rate
                 first_s.setdefault(packet.stream_index, time_s_of(frame))
-            if len(first_s) == len(streams):
+                missing[packet.stream_index] = max(0, missing[packet.stream_index] - 1)
+                if isinstance(frame, av.AudioFrame):
+                    heard.append(frame)
+            if not any(missing.values()):
                 break
+        for index in {stream.index for stream in streams if stream.type == "audio"} & set(first_s):
+            first_s[index] = _first_sample_s(heard)
     if not first_s:
         raise ClipError(f"{path}: nothing could be decoded{because(faults)}")
-    return min(first_s.values()), second_frame_s
+    return min(first_s.values()), _first_sample_s(heard) if heard else None
+
+
+def _first_sample_s(heard: list[av.AudioFrame]) -> float:
+    """FFmpeg rounds the stamp of a frame that it cut priming off once more; that of the next is better."""
+    first = heard[0]
+    if len(heard) == 1 or first.samples >= heard[1].samples:
+        return time_s_of(first)
+    by_second_s = time_s_of(heard[1]) - first.samples / first.sample_rate
+    is_near = abs(by_second_s - time_s_of(first)) <= 2 * float(first.time_base or 0)
+    return by_second_s if is_near else time_s_of(first)
 
 
 def one_line(error: Exception) -> str:

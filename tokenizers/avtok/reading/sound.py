@@ -5,7 +5,7 @@ from __future__ import annotations
 import av
 import numpy as np
 
-from avtok.clock import ResampleSpan, SampleTrack, on_frame_grid_s
+from avtok.clock import MAX_GAP_S, ResampleSpan
 from avtok.convert import resampled, to_mono
 from avtok.reading.container import (
     SEEK_AFTER_S,
@@ -17,42 +17,62 @@ from avtok.reading.container import (
     seek_to,
     time_s_of,
 )
+from avtok.sample_clock import SampleTrack
 
 # N samples.
 
 AUDIO_PREROLL_S = 1.0  # bit reservoirs and overlaps of the sound codecs are settled long before
+AROUND_S = 0.25  # more than stamps jitter and filters reach
+MAX_PLANES = 8  # PyAV reads behind the last plane of a frame that has more
 
 
-def read_sound(uri: str, first: int, last: int, rate: int, seek: bool = True) -> np.ndarray | None:
-    (origin_s, second_frame_s), faults = first_times_s(*identity(uri)), []
-    track: SampleTrack | None = None
-    span: ResampleSpan | None = None
-    with open_media(uri, for_sound=True) as container:
-        stream = best_streams(container)[1]
-        if stream is None:
-            return None
-        from_s = first / rate - AUDIO_PREROLL_S
-        seek = seek and from_s > SEEK_AFTER_S and seek_to(container, stream, from_s + origin_s)
-        for frame in frames(container, stream, av.AudioFrame, faults):
-            time_s = time_s_of(frame) - origin_s
-            if track is None or span is None:
-                if seek and time_s > from_s + AUDIO_PREROLL_S / 2:
-                    return read_sound(uri, first, last, rate, seek=False)
-                span = ResampleSpan.around(first, last, source_rate=frame.sample_rate, rate=rate)
-                tolerance_s = max(2 * float(stream.time_base or 0), 2e-3)
-                track = SampleTrack(frame.sample_rate, tolerance_s, span.source_first, span.source_last)
-                if seek and second_frame_s is not None:
-                    time_s = on_frame_grid_s(
-                        time_s, second_frame_s - origin_s, frame.samples / frame.sample_rate, tolerance_s
-                    )
-            if frame.sample_rate == track.rate and track.place(time_s, mono(frame)) >= span.source_last:
-                break
-    if track is None or span is None:
-        return read_sound(uri, first, last, rate, seek=False) if seek else None
-    audio_N = np.clip(span.cut(resampled(track.samples_N, track.rate, rate)), -1, 1)
+def read_sound(uri: str, first: int, last: int, rate: int) -> np.ndarray | None:
+    """Samples [first, last) from the origin, zeros where nothing is heard. None without decodable sound."""
+    tracks = _decoded(uri, first / rate, last / rate, seek=True)
+    if not tracks:
+        return None
+    audio_N = np.sum([_on_grid(track, first, last, rate) for track in tracks], axis=0)
+    audio_N = np.clip(audio_N, -1, 1)
     audio_N[: max(0, -first)] = 0  # the filter rings a little into the time before 0
     return np.ascontiguousarray(audio_N, dtype=np.float32)
 
 
+def _decoded(uri: str, start_s: float, end_s: float, *, seek: bool) -> list[SampleTrack]:
+    """A track for each sample rate, for it may change on the way; with a seek the decoder has a run-in."""
+    origin_s, first_sound_s = first_times_s(*identity(uri))
+    tracks: dict[int, SampleTrack] = {}
+    from_s, last_s, num_behind, faults = start_s - AUDIO_PREROLL_S, None, 0, []
+    with open_media(uri, for_sound=True) as container:
+        stream = best_streams(container)[1]
+        if stream is None or first_sound_s is None:
+            return []
+        seek = seek and from_s > SEEK_AFTER_S and seek_to(container, stream, from_s + origin_s)
+        for frame in frames(container, stream, av.AudioFrame, faults):
+            time_s, rate = time_s_of(frame) - origin_s, frame.sample_rate
+            if seek and last_s is None and time_s > from_s + AUDIO_PREROLL_S / 2:
+                return _decoded(uri, start_s, end_s, seek=False)  # the index pointed past the cut
+            if last_s is not None and time_s < last_s - MAX_GAP_S:
+                break  # a spliced clock: what comes behind carries the times of what came before
+            last_s = time_s
+            if rate not in tracks:
+                known_s = None if tracks else first_sound_s - origin_s
+                tracks[rate] = SampleTrack(rate, float(stream.time_base or 0), known_s, not seek)
+            is_near = time_s + frame.samples / rate > start_s - AROUND_S
+            tracks[rate].add(time_s, frame.samples, mono(frame) if is_near else None)
+            num_behind = num_behind + 1 if time_s > end_s + AROUND_S else 0
+            if num_behind > 1:  # one alone may have a spoilt stamp
+                break
+    return list(tracks.values()) if tracks or not seek else _decoded(uri, start_s, end_s, seek=False)
+
+
+def _on_grid(track: SampleTrack, first: int, last: int, rate: int) -> np.ndarray:
+    span = ResampleSpan.around(first, last, source_rate=track.rate, rate=rate)
+    samples_N = track.laid_out(span.source_first, span.source_last)
+    return span.cut(resampled(samples_N, track.rate, rate, late=track.late))
+
+
 def mono(frame: av.AudioFrame) -> np.ndarray:
-    return to_mono(frame.to_ndarray(), sample_format=frame.format.name, channels=len(frame.layout.channels))
+    channels = frame.layout.nb_channels
+    if frame.format.is_planar and channels > MAX_PLANES:
+        frame = av.AudioResampler(format=frame.format.packed, layout=frame.layout).resample(frame)[0]
+    return to_mono(frame.to_ndarray(), sample_format=frame.format.name, channels=channels)
