@@ -8,15 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from benchmarks.makers.killing import Trace, committed_history, faults
 from ray_jobs.accounting import Ledger
-from ray_jobs.bench import known_benchmarks, load_benchmark, run_benchmark, run_ranks
+from ray_jobs.bench import known_benchmarks, run_benchmark, run_ranks
 from ray_jobs.errors import JobError, UserError
 from ray_jobs.memory import SessionMemory, session_pids
 from ray_jobs.plan import PADDING, Plan
+from tests.ray_jobs.tiny_plans import tiny_plan
 
 MEASURES = """
 from ray_jobs.bench import Measured
@@ -143,16 +144,16 @@ time.sleep(60)
     assert len(memory.samples) > 1
 
 
-@pytest.fixture(scope="module")
-def resume() -> ModuleType:
-    return load_benchmark("resume")
+@pytest.fixture
+def plan() -> Plan:
+    return tiny_plan([24], batch_clips=4, held_out=0)
 
 
 class Job:
     """Two ranks, a micro-batch each a step, that commit every step; what a benchmark's workers note."""
 
-    def __init__(self, resume: ModuleType, plan: Plan) -> None:
-        self.resume, self.plan, self.traces = resume, plan, []
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.traces = plan, []
 
     def group(self, attempt: int, restored: str, steps: list[int], *, commits: list[int]) -> None:
         for rank in range(2):
@@ -162,22 +163,22 @@ class Job:
                 events.append({"epoch": epoch, "ids": ids.tolist()})
                 if step in commits:
                     events.append({"commit": name(step + 1, attempt)})
-            self.traces.append(self.resume.Trace(rank, attempt, restored, float(attempt), events))
+            self.traces.append(Trace(rank, attempt, restored, float(attempt), events))
 
     def faults(self, last: str, position: int) -> dict[str, int]:
         ledger = Ledger(self.plan.hash, position)
         for index in range(position):
             epoch, _, ids = self.plan.batch_at(index)
             ledger.add(epoch, [i for i in ids if i != PADDING], {})
-        return self.resume.faults(self.resume.committed_history(self.traces, last), self.plan, ledger)
+        return faults(committed_history(self.traces, last, workers=2), self.plan, ledger)
 
 
 def name(step: int, attempt: int) -> str:
     return f"step-{step:07d}-{attempt:03d}"
 
 
-def test_what_was_rolled_back_is_neither_lost_nor_doubled(resume: ModuleType, plan: Plan) -> None:
-    job = Job(resume, plan)
+def test_what_was_rolled_back_is_neither_lost_nor_doubled(plan: Plan) -> None:
+    job = Job(plan)
     job.group(1, "", [0, 1, 2], commits=[0, 1])  # step 2 was trained and rolled back
     job.group(2, name(2, 1), [2, 3], commits=[3])
     found = job.faults(name(4, 2), 8)
@@ -185,22 +186,22 @@ def test_what_was_rolled_back_is_neither_lost_nor_doubled(resume: ModuleType, pl
     assert found["planned"] > plan.num_train  # into the second epoch
 
 
-def test_a_step_that_is_trained_again_after_its_commit_is_doubled(resume: ModuleType, plan: Plan) -> None:
-    job = Job(resume, plan)
+def test_a_step_that_is_trained_again_after_its_commit_is_doubled(plan: Plan) -> None:
+    job = Job(plan)
     job.group(1, "", [0, 1], commits=[1])
     job.group(2, name(2, 1), [1, 2], commits=[2])
     assert job.faults(name(3, 2), 6)["doubled"] == 8
 
 
-def test_a_step_that_is_skipped_is_lost(resume: ModuleType, plan: Plan) -> None:
-    job = Job(resume, plan)
+def test_a_step_that_is_skipped_is_lost(plan: Plan) -> None:
+    job = Job(plan)
     job.group(1, "", [0], commits=[0])
     job.group(2, name(1, 1), [2], commits=[2])
     assert job.faults(name(3, 2), 6)["lost"] == 8
 
 
-def test_a_rank_without_a_note_is_an_error(resume: ModuleType, plan: Plan) -> None:
-    job = Job(resume, plan)
+def test_a_rank_without_a_note_is_an_error(plan: Plan) -> None:
+    job = Job(plan)
     job.group(1, "", [0], commits=[0])
     job.traces.pop()
     with pytest.raises(JobError, match="not by all 2"):
