@@ -51,6 +51,9 @@ DEFINITIONS: dict[str, Definition] = {
     "read_bytes_total": Definition("counter", "bytes of files that decoders read for clips"),
     "pixel_bytes_total": Definition("counter", "pictures that were decoded, at the size of their bucket"),
     "latent_bytes_total": Definition("counter", "latents and targets that were made"),
+    "killed_decoders_total": Definition("counter", "decoders that crashed or went beyond data.limits"),
+    # the driver, of the whole cluster
+    "spilled_bytes": Definition("gauge", "of Ray's object store, written to disk since the cluster started"),
 }
 # Fragments of a clip's reason, which names the file: as a label it would make a series a clip.
 REASONS = {
@@ -155,6 +158,13 @@ class RunMetrics:
         self.add("read_bytes_total", read_bytes)
         self.add("pixel_bytes_total", pixel_bytes)
         self.add("latent_bytes_total", latent_bytes)
+
+    def killed(self, num_decoders: int) -> None:
+        """`SandboxedReader.num_kills` since the last call."""
+        self.add("killed_decoders_total", num_decoders)
+
+    def spilled(self, num_bytes: int) -> None:
+        self.set("spilled_bytes", num_bytes)
 
     def _tags(self, name: str, label: str) -> dict[str, str]:
         own = DEFINITIONS[name].label

@@ -67,5 +67,7 @@ def test_metrics_are_no_burden_without_a_cluster():
     metrics.row({**step, "loss": 1.0, "loss_video": 1.0, "learning_rate": 0.1, "grad_norm": 1.0})
     metrics.row({"step": 1, "eval_video": 1.0})
     metrics.consumed([0, 1, -1], {1: "/clips/1.mp4: is not a file"})
+    metrics.killed(1)
+    metrics.spilled(0)
     with pytest.raises(KeyError):
         metrics.add("steps")
