@@ -17,6 +17,7 @@ import av.stream
 from av.error import FFmpegError
 
 from avtok.media import ClipError, Limits
+from avtok.reading.refusals import why_refused
 
 SEEK_AFTER_S = 2.0  # decoding two seconds from the start costs less than a seek that misses
 ORIGIN_PATIENCE_S = 5.0  # streams are interleaved more finely than this
@@ -103,7 +104,8 @@ def _opened(uri: str, path: str) -> av.container.InputContainer:
         options = {"protocol_whitelist": "file", **_pixel_limit()}
         container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except MEDIA_ERRORS as error:
-        raise ClipError(f"{uri}: cannot be opened as media: {one_line(error)}") from error
+        said = why_refused(path, one_line(error))
+        raise ClipError(f"{uri}: cannot be opened as media: {said}") from error
     if _PLAYLISTS & set(container.format.name.split(",")):
         name = container.format.name
         container.close()
@@ -150,10 +152,10 @@ def _is_moved(container: av.container.InputContainer) -> bool:
 def best_streams(
     container: av.container.InputContainer,
 ) -> tuple[av.VideoStream | None, av.AudioStream | None]:
-    """The largest picture that is no cover, and FFmpeg's choice among equals and of a sound.
+    """The largest moving picture, and FFmpeg's choice among equals and of a sound.
 
-    FFmpeg takes the picture marked as default, which muxers give to the first. Streams without a decoder do
-    not count.
+    FFmpeg takes the picture marked as default, which muxers give to the first. Covers do not count, nor do
+    the few large stills beside a film of some phones, nor streams without a decoder.
     """
     cover = av.stream.Disposition.attached_pic
     pictures = [
@@ -161,8 +163,9 @@ def best_streams(
     ]
     sounds = [s for s in container.streams.audio if s.codec_context is not None]
     best_picture, best_sound = container.streams.best("video"), container.streams.best("audio")
+    most_frames = max((s.frames for s in pictures), default=0)  # 0 where the container does not say
     video = max(
-        pictures,
+        (s for s in pictures if 2 * s.frames >= most_frames),
         key=lambda s: (s.width * s.height, best_picture is not None and s.index == best_picture.index),
         default=None,
     )
