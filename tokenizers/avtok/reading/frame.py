@@ -1,37 +1,107 @@
-"""One decoded frame as it is shown: turned, scaled, cropped, in RGB."""
+"""One decoded frame as it is shown: scaled, cropped, turned, in the R'G'B' of a standard screen."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 import numpy as np
+from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, Interpolation, VideoReformatter
 
 from avtok.convert import centre_crop, turn_of, upright
+from avtok.media import ClipError
+from avtok.reading.tone import Gamut, Transfer, to_sdr
+
+# H W pixels, C channels.
+
+MAX_STRETCH = 64  # a picture that much longer than the cut is broken, or would be a sliver
+_TRANSFERS: dict[int, Transfer] = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}
+_GAMUTS: dict[int, Gamut] = {ColorPrimaries.BT2020: "bt2020", ColorPrimaries.SMPTE432: "p3"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a stored frame is meant. aspect: width of a stored pixel over its height.
+
+    Untagged colours are BT.601 of limited range, as FFmpeg and all that is built on it takes them.
+    """
+
+    turn: tuple[bool, bool, bool]
+    aspect: Fraction
+    transfer: Transfer
+    gamut: Gamut
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame, aspect: Fraction) -> Look:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        turn = turn_of(None if matrix is None else bytes(matrix))
+        primaries = frame.color_primaries
+        if primaries == ColorPrimaries.UNSPECIFIED and frame.colorspace == Colorspace.BT2020:
+            primaries = ColorPrimaries.BT2020  # VP9 has one field for both
+        gamut = _GAMUTS.get(primaries, "bt709")
+        return cls(turn, aspect, _TRANSFERS.get(frame.color_trc, "sdr"), gamut)
+
+    @property
+    def is_standard(self) -> bool:
+        return self.transfer == "sdr" and self.gamut == "bt709"
+
+    def shown_size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        height, width = frame.height, max(1, round(frame.width * self.aspect))
+        return (width, height) if self.turn[0] else (height, width)
 
 
 def display_size(frame: av.VideoFrame, aspect: Fraction) -> tuple[int, int, tuple[bool, bool, bool]]:
     """Height and width as shown, and the turn. aspect: width of a stored pixel over its height."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    turn = turn_of(None if matrix is None else bytes(matrix))
-    height, width = frame.height, max(1, round(frame.width * aspect))
-    return (width, height, turn) if turn[0] else (height, width, turn)
+    look = Look.of(frame, aspect)
+    return *look.shown_size(frame), look.turn
 
 
-def to_rgb(frame: av.VideoFrame, aspect: Fraction, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, C], turned upright; the shorter side is fitted to `size` and the centre kept."""
-    height, width, turn = display_size(frame, aspect)
-    scale = max(size[0] / height, size[1] / width)
-    fitted = max(size[0], round(height * scale)), max(size[1], round(width * scale))
-    stored_h, stored_w = fitted[::-1] if turn[0] else fitted
-    rgb = frame.reformat(
-        width=stored_w,
-        height=stored_h,
-        format="rgb24",
-        interpolation="AREA" if scale < 1 else "BICUBIC",
-        threads=1,  # more are started anew for each frame, which takes longer than the frame
-    )
-    return centre_crop(upright(rgb.to_ndarray(), turn), size)
+class Screen:
+    """Draws frames at one size: the shorter side is fitted, the centre kept. Its scaler lasts for the cut."""
+
+    def __init__(self, size: tuple[int, int], aspect: Fraction, look: Look | None = None) -> None:
+        """look: what all frames look like, for frames that do not tell."""
+        self.size, self.aspect, self.fixed_look = size, aspect, look
+        self._reformatter = VideoReformatter()
+        self._known: tuple[int, ...] = ()
+        self._look = look
+
+    def draw(self, frame: av.VideoFrame, out_HWC: np.ndarray) -> None:
+        """Into uint8 [H, W, C]."""
+        look = self._look_of(frame)
+        height, width = look.shown_size(frame)
+        scale = max(self.size[0] / height, self.size[1] / width)
+        fitted = max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale))
+        if fitted[0] > MAX_STRETCH * self.size[0] or fitted[1] > MAX_STRETCH * self.size[1]:
+            raise ClipError(f"a picture of {width}x{height} is too long for {self.size[1]}x{self.size[0]}")
+        stored_h, stored_w = fitted[::-1] if look.turn[0] else fitted
+        rgb = self._reformatter.reformat(
+            frame,
+            width=stored_w,
+            height=stored_h,
+            format="rgb24" if look.is_standard else "rgb48le",
+            interpolation=Interpolation.AREA if scale < 1 else Interpolation.BICUBIC,
+            threads=1,  # more are started anew for each frame, which takes longer than the frame
+        )
+        image_HWC = centre_crop(upright(_pixels(rgb), look.turn), self.size)
+        out_HWC[:] = image_HWC if look.is_standard else to_sdr(image_HWC, look.transfer, look.gamut)
+
+    def _look_of(self, frame: av.VideoFrame) -> Look:
+        if self.fixed_look is not None:
+            return self.fixed_look
+        known = (frame.width, frame.height, frame.color_trc, frame.color_primaries, frame.colorspace)
+        if self._look is None or known != self._known:  # reading the matrix takes longer than all of these
+            self._look, self._known = Look.of(frame, self.aspect), known
+        return self._look
+
+
+def _pixels(rgb: av.VideoFrame) -> np.ndarray:
+    """A view of [H, W, C] that keeps the frame alive."""
+    plane = rgb.planes[0]
+    kind = np.uint8 if rgb.format.name == "rgb24" else np.dtype("<u2")
+    rows = np.frombuffer(plane, kind).reshape(rgb.height, -1)
+    return rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
 
 
 def pixel_aspect(stream: av.VideoStream) -> Fraction:
