@@ -22,7 +22,7 @@ from ray_jobs.errors import is_disk_full
 YOUNG_S = 60.0  # a copy that was asked for within a minute may be about to be opened
 HELD = 16  # copies that a process keeps for itself: those it asked for last
 LOOKS_PER_SPOOL = 32  # the folder is looked through whenever so small a part of it was written
-PARTIAL = ".partial"
+PARTIAL, LOCK = ".partial", ".lock"
 Write = Callable[[BinaryIO], None]
 
 
@@ -79,6 +79,12 @@ class Spool:
                 deleted += size
         return deleted
 
+    def close(self) -> None:
+        """Lets go of its copies; they stay until room is made."""
+        with self._thread_lock:
+            while self._held:
+                os.close(self._held.popitem()[1])
+
     def _hold(self, path: Path, num_bytes: int) -> bool:
         """Keeps the copy from being deleted. False when it is not there, or not whole."""
         with self._thread_lock:
@@ -105,22 +111,20 @@ class Spool:
             return True
 
     def _make(self, path: Path, num_bytes: int, write: Write) -> None:
-        partial = path.with_name(f".{path.name}{PARTIAL}")
-        with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o600), "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_at(partial, file.fileno()) or path.exists():
-                return  # another process had the lock and is done, well or badly: look again
+        """Writes the copy, or waits until another process is done with it, well or badly."""
+        lock = path.with_name(
+            f".{path.name}{LOCK}"
+        )  # its own file: the copy's readers hold locks on the copy
+        with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "wb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if not _is_at(lock, held.fileno()):
+                return
             try:
-                self._look(num_bytes)
-                file.truncate(0)
-                write(file)
-                file.flush()
-                if file.tell() != num_bytes:
-                    raise SpoolError(f"gave {file.tell()} bytes instead of {num_bytes}")
-                partial.replace(path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
+                if not path.exists():
+                    self._look(num_bytes)
+                    _write_whole(path, num_bytes, write)
+            finally:
+                lock.unlink(missing_ok=True)
 
     def _look(self, num_bytes: int) -> None:
         with self._thread_lock:
@@ -128,6 +132,21 @@ class Spool:
             is_due = self._written * LOOKS_PER_SPOOL >= self.max_bytes
         if is_due:
             self.make_room(num_bytes)
+
+
+def _write_whole(path: Path, num_bytes: int, write: Write) -> None:
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    try:
+        with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o600), "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # so that it is not taken for what a crash left
+            file.truncate(0)
+            write(file)
+            file.flush()
+            if file.tell() != num_bytes:
+                raise SpoolError(f"gave {file.tell()} bytes instead of {num_bytes}")
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _make_private(folder: Path) -> None:

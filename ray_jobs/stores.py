@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Self, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -116,6 +116,30 @@ def open_input(uri: str) -> pa.NativeFile:
     return _ask(uri, lambda: store.open_input_file(path))
 
 
+class RangeReader:
+    """Reads of a file at any offset, each tried again where that may help."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self._file = uri, open_input(uri)
+        self.num_bytes = self._file.size()
+
+    def read_at(self, offset: int, num_bytes: int) -> bytes:
+        """Fewer bytes at the end of the file."""
+
+        def read() -> bytes:
+            if self._file.closed:  # as Google's client leaves it when a read fails
+                self._file = open_input(self.uri)
+            return self._file.read_at(num_bytes, offset)
+
+        return _ask(self.uri, read)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
 def size_of(uri: str) -> int:
     member = member_of(uri)
     return member.size if member else _file_info(uri).size
@@ -191,10 +215,9 @@ def _blocks(uri: str, num_bytes: int) -> Iterator[bytes]:
     member = member_of(uri)
     whole, offset = (member.tar, member.offset) if member else (uri, 0)
     end = offset + num_bytes
-    with open_input(whole) as file:
+    with RangeReader(whole) as reader:
         while offset < end:
-            first, wanted = offset, min(BLOCK_BYTES, end - offset)
-            block = _ask(uri, lambda: file.read_at(wanted, first))  # noqa: B023 (called at once)
+            block = reader.read_at(offset, min(BLOCK_BYTES, end - offset))
             if not block:
                 raise StoreError(f"{uri}: ends {end - offset} bytes early")
             offset += len(block)

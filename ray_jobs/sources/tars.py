@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
-from ray_jobs.stores import is_remote, open_input, with_retries
+from ray_jobs.stores import RangeReader, is_remote
 
 BLOCK = 512
 REMOTE_WINDOW_BYTES, LOCAL_WINDOW_BYTES = 1 << 20, 64 << 10
@@ -37,9 +38,8 @@ class Window:
     """Reads of a file at any offset; small ones that follow each other cost one request."""
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self._file = open_input(uri)
-        self.num_bytes = self._file.size()
+        self.uri, self._reader = uri, RangeReader(uri)
+        self.num_bytes = self._reader.num_bytes
         self._window_bytes = REMOTE_WINDOW_BYTES if is_remote(uri) else LOCAL_WINDOW_BYTES
         self._first, self._held = 0, b""
 
@@ -47,15 +47,15 @@ class Window:
         """Fewer bytes at the end of the file."""
         if not self._first <= offset <= offset + num_bytes <= self._first + len(self._held):
             wanted = min(max(num_bytes, self._window_bytes), max(0, self.num_bytes - offset))
-            self._held = with_retries(
-                self.uri, lambda: self._file.read_at(wanted, offset), is_remote=is_remote(self.uri)
-            )
-            self._first = offset
+            self._held, self._first = self._reader.read_at(offset, wanted), offset
         begin = offset - self._first
         return self._held[begin : begin + num_bytes]
 
-    def close(self) -> None:
-        self._file.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._reader.__exit__()
 
 
 def entries(window: Window) -> Iterator[Entry]:

@@ -74,16 +74,14 @@ def _read_shard(shard: str) -> tuple[str, list[SourceRow], Notes]:
     except StoreError as error:
         notes.reject(shard, str(error).removeprefix(f"{shard}: "))
         return shard, rows, notes
-    try:
+    with window:
         for sample in _samples(window, notes):
             try:
                 rows.append(_row(sample, window, notes))
             except (RowError, StoreError) as error:
                 notes.reject(f"{shard}/{sample.key}", error)
-        if not rows and not notes.rejected:
-            notes.reject(shard, "the archive holds no samples")
-    finally:
-        window.close()
+    if not rows and not notes.rejected:
+        notes.reject(shard, "the archive holds no samples")
     return shard, rows, notes
 
 

@@ -15,6 +15,7 @@ import ray
 from avtok.mux import write_clip
 from ray_jobs.index import index_sources
 from ray_jobs.plan import Plan, make_plan
+from tests.ray_jobs.local_s3 import LocalS3, s3_server, s3_variables
 from tests.ray_jobs.two_nodes import TOKEN, TwoNodes, answers, free_port, ray_start, until
 from worldmodel.config import RunConfig
 from worldmodel.worlds.bounce import BounceSettings, simulate
@@ -123,3 +124,19 @@ def with_token(two_nodes: TwoNodes, monkeypatch: pytest.MonkeyPatch) -> TwoNodes
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(two_nodes.folder / "token"))
     return two_nodes
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def s3(s3_address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LocalS3:
+    """An empty bucket, credentials in the environment, and a spool of the test's own."""
+    for name, value in s3_variables(s3_address).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv("WORLDMODEL_SPOOL", str(tmp_path / "spool"))
+    return LocalS3(s3_address)
