@@ -1,13 +1,13 @@
 """High dynamic range and wide gamut to what a standard screen shows, on small pictures.
 
-Code values -> light of the master's screen (BT.2100: PQ is absolute, HLG is shown at 1000 cd/m2) -> the
-tone curve of BT.2390 section 5.4 from 1000 down to 203 cd/m2, on the largest of R, G and B, so that their
-ratios and with them the hue stay -> BT.709 primaries (BT.2087) -> the inverse of BT.1886.
+Code values -> light of the master's screen (BT.2100: PQ is absolute, HLG is shown at 1000 cd/m2) -> BT.709
+primaries (BT.2087), colours outside drawn towards the grey of their own luminance until they fit -> the tone
+curve of BT.2390 section 5.4 from 1000 down to 203 cd/m2, on the largest of R, G and B: their ratios, and so
+hue and saturation, stay -> the inverse of BT.1886.
 
 203 cd/m2 is the reference white of BT.2408: a screen's white shows what an HDR screen shows at that level.
 The curve leaves light below 92 cd/m2 alone and makes room for highlights above it, so reference white itself
-lands at REFERENCE_WHITE of 255, and 1000 cd/m2 at 255. Colours outside BT.709 are drawn towards the grey of
-their own luminance until they fit.
+lands at REFERENCE_WHITE of 255, and 1000 cd/m2 at 255.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-# H W pixels, C channels.
+# H W pixels, C channels, N pixels outside the gamut.
 
 Transfer = Literal["sdr", "pq", "hlg"]
 Gamut = Literal["bt709", "bt2020", "p3"]
@@ -49,25 +49,22 @@ def to_sdr(codes_HWC: np.ndarray, transfer: Transfer, gamut: Gamut) -> np.ndarra
     if transfer == "hlg":
         scene_HW = light_HWC @ np.array(_LUMINANCE[gamut], np.float32)
         light_HWC *= (scene_HW ** (_HLG_GAMMA - 1) * np.float32(PEAK_NITS / WHITE_NITS))[..., None]
-    if transfer != "sdr":
-        peak_HW = light_HWC.max(axis=-1)
-        light_HWC *= np.interp(peak_HW, *_curve()).astype(np.float32)[..., None]
-        np.minimum(light_HWC, 1, out=light_HWC)  # rounding only; the curve ends at 1
     if gamut != "bt709":
-        light_HWC = _fitted(light_HWC @ np.array(_TO_BT709[gamut], np.float32).T)
-    return _codes_of_light()[(np.sqrt(light_HWC) * (_NUM_CODES - 1) + 0.5).astype(np.uint16)]
+        light_HWC = light_HWC @ np.array(_TO_BT709[gamut], np.float32).T
+        _fit(light_HWC)
+    if transfer != "sdr":
+        light_HWC *= np.interp(light_HWC.max(axis=-1), *_curve()).astype(np.float32)[..., None]
+    root_HWC = np.sqrt(np.clip(light_HWC, 0, 1))
+    return _codes_of_light()[(root_HWC * (_NUM_CODES - 1) + 0.5).astype(np.uint16)]
 
 
-def _fitted(light_HWC: np.ndarray) -> np.ndarray:
-    """Into [0, 1], towards the grey of the same luminance."""
-    grey_HW = np.clip(light_HWC @ np.array(_LUMINANCE["bt709"], np.float32), 0, 1)
-    low_HW, high_HW = light_HWC.min(axis=-1), light_HWC.max(axis=-1)
-    keep_HW = np.ones_like(grey_HW)
-    np.divide(grey_HW, grey_HW - low_HW, out=keep_HW, where=low_HW < 0)
-    too_bright_HW = np.divide(1 - grey_HW, high_HW - grey_HW, out=np.ones_like(grey_HW), where=high_HW > 1)
-    keep_HW = np.minimum(keep_HW, too_bright_HW)[..., None]
-    grey_HWC = grey_HW[..., None]
-    return np.clip(grey_HWC + keep_HW * (light_HWC - grey_HWC), 0, 1)
+def _fit(light_HWC: np.ndarray) -> None:
+    """Negative light is outside the gamut: mix in the grey of the same luminance until there is none."""
+    low_HW = light_HWC.min(axis=-1)
+    outside_HW = low_HW < 0
+    outside_NC, low_N1 = light_HWC[outside_HW], low_HW[outside_HW][:, None]
+    grey_N1 = np.maximum(outside_NC @ np.array(_LUMINANCE["bt709"], np.float32), 0)[:, None]
+    light_HWC[outside_HW] = grey_N1 + (outside_NC - grey_N1) * (grey_N1 / (grey_N1 - low_N1))
 
 
 @lru_cache(maxsize=3)
