@@ -17,8 +17,8 @@ from ray_jobs.plan import Plan, make_plan
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.stages import EncodeBatch
 from ray_jobs.tombstones import read_tombstones
-from worldmodel.reasons import FORGOTTEN
 from worldmodel.load_config import dump_config
+from worldmodel.reasons import FORGOTTEN
 
 GONE, KEPT = "bounce_1.mp4", "bounce_2.mp4"
 
