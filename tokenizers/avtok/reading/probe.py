@@ -25,6 +25,7 @@ from avtok.reading.container import (
 )
 from avtok.reading.frame import display_size, pixel_aspect
 from avtok.reading.levels import Levels
+from avtok.reading.whole import Declared
 from avtok.timing import FrameIntervals, SampleClock, drift_s
 
 HDR_TRANSFERS = frozenset({ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67})  # PQ and HLG
@@ -48,7 +49,12 @@ def probe_media(uri: str) -> MediaInfo:
     with open_media(uri) as container:
         video, audio = best_streams(container)
         picture, sound = _Picture(video), _Sound(audio)
-        for packet in packets(container, [s for s in (video, audio) if s is not None], faults):
+        declared = Declared(container, num_bytes)
+        read = {stream.index for stream in (video, audio) if stream is not None}
+        for packet in packets(container, list(container.streams), faults):
+            declared.add(packet)
+            if packet.stream_index not in read:
+                continue
             is_picture = video is not None and packet.stream_index == video.index
             if is_picture:
                 picture.add_packet(packet)
@@ -60,6 +66,7 @@ def probe_media(uri: str) -> MediaInfo:
                 elif isinstance(frame, av.AudioFrame):
                     sound.add_frame(frame)
         is_image = is_image_format(container)
+        missing = declared.missing((video, audio))
         facts = _about(container) | picture.facts() | sound.facts()  # streams die with their container
     if not picture.is_known and not sound.is_known:
         raise ClipError(f"{uri}: no picture and no sound could be decoded{because(faults)}")
@@ -72,7 +79,7 @@ def probe_media(uri: str) -> MediaInfo:
         duration_s=duration_s,
         origin_s=origin_s,
         bitrate_kbps=rate_kbps,
-        reason=_said(picture, sound, lead, faults),
+        reason="; ".join([*_said(picture, sound, lead, faults), *missing]),
         decode_cost_s=decode_cost_s(
             facts.get("video_codec", ""),
             pixels=picture.stored_pixels,
@@ -223,12 +230,12 @@ def _between(picture: _Picture, sound: _Sound) -> dict[str, float]:
     return between | {"drift_s": drift_s(start_s=start_s, end_s=end_s, clock_s=sound.clock.drift_s)}
 
 
-def _said(picture: _Picture, sound: _Sound, lead: StreamSpan, faults: list[str]) -> str:
+def _said(picture: _Picture, sound: _Sound, lead: StreamSpan, faults: list[str]) -> list[str]:
     missing = [] if picture.is_known or not picture.is_there else ["the picture could not be decoded"]
     missing += [] if sound.is_known or not sound.is_there else ["the sound could not be decoded"]
     missing += [lead.jump] if lead.jump else []
     missing += [f"{len(faults)} packets could not be read: {faults[0]}"] if faults else []
-    return "; ".join(missing)
+    return missing
 
 
 def _codec(stream: av.VideoStream | av.AudioStream) -> str:
