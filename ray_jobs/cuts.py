@@ -1,5 +1,8 @@
 """Indexed clips -> cuts of the lengths that training takes, in columns: a million of them in seconds."""
 
+# pyarrow makes the functions of pyarrow.compute when it is imported
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import hashlib

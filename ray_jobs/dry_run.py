@@ -84,8 +84,9 @@ def describe_data(cfg: RunConfig) -> dict[str, Any]:
     if not cfg.data.sources:
         return {"known": "no: data.manifest is not set"}
     parts = [_describe_source(cfg, source.manifest) for source in cfg.data.sources]
-    if len(parts) == 1 or (unknown := [part for part in parts if "clips" not in part]):
-        return parts[0] if len(parts) == 1 else unknown[0]
+    unknown = [part for part in parts if "clips" not in part]
+    if unknown or len(parts) == 1:
+        return unknown[0] if unknown else parts[0]
     total = {name: sum(part[name] for part in parts) for name in ("clips", "hours", "batches_per_epoch")}
     return _with_epochs(cfg, {"known": f"{len(parts)} sources", **total})
 

@@ -6,6 +6,9 @@ a source's micro-batches come in passes over its own samples, each shuffled anew
 that pass.
 """
 
+# pyarrow makes the functions of pyarrow.compute when it is imported
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import hashlib

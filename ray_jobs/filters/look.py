@@ -127,7 +127,7 @@ def _pictures(reader: ClipReader, path: str, task: LookTask) -> dict[str, Any]:
 def block_means(image_HWC: np.ndarray) -> np.ndarray:
     """Mean luma of each block, float32 [R, K]."""
     luma_HW = image_HWC.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return np.asarray(Image.fromarray(luma_HW).resize(BLOCKS[::-1], Image.Resampling.BOX))
+    return np.asarray(Image.fromarray(luma_HW).resize((BLOCKS[1], BLOCKS[0]), Image.Resampling.BOX))
 
 
 def picture_hash(image_HWC: np.ndarray, blocks_RK: np.ndarray) -> int:

@@ -4,6 +4,9 @@ Removing and counting read the same files by different code paths as little as t
 after `remove` is the proof.
 """
 
+# pyarrow makes the functions of pyarrow.compute when it is imported
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import json
@@ -14,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
@@ -104,7 +108,7 @@ def blanked(plan: Plan, sample_ids: np.ndarray) -> Plan:
     table, mask = plan.table, pa.array(is_gone)
     for name in (*BLANKED, "forgotten"):
         new: Any = pa.scalar(True) if name == "forgotten" else pa.scalar("")
-        column = pa.compute.if_else(mask, new, table[name])
+        column = pc.if_else(mask, new, table[name])
         table = table.set_column(table.column_names.index(name), name, column)
     return replace(plan, table=table, identity=plan.hash)
 

@@ -82,7 +82,7 @@ class Labeler:
         if captioner is None or model is None:
             return {}
         asked = [i for i, task in enumerate(tasks) if "caption" in task.wanted]
-        frames = [readable(lambda i=i: clips[i].frames(captioner.num_frames)) for i in asked]
+        frames = [readable(lambda i=i, count=captioner.num_frames: clips[i].frames(count)) for i in asked]
         guesses = each(captioner.caption, frames)
         return {i: self._judged(guess, model.by, NO_CAPTION) for i, guess in zip(asked, guesses, strict=True)}
 

@@ -197,7 +197,7 @@ def _marked(row: Row, field: str, mark: dict[str, Any] | None) -> Row:
 
 def count_people(rows: Iterable[Row]) -> dict[str, int]:
     """Fields that people wrote."""
-    counts = dict.fromkeys(FIELDS, 0)
+    counts: dict[str, int] = dict.fromkeys(FIELDS, 0)
     for row in rows:
         for field in FIELDS:
             counts[field] += is_human(row, field) and bool(value_of(row, field))

@@ -76,9 +76,8 @@ def _find(role: str, given: str) -> LabelModel:
         return LabelModel(given, "pocketsphinx", f"{given}:{_folder_hash(_pocketsphinx_folder())}")
     folder = Path(given)
     kind, architecture = _kind_of(role, folder)
-    wanted: tuple[Kind, ...] = {"captioner": ("captioner",), "aligner": ("ctc",)}.get(
-        role, ("seq2seq", "ctc")
-    )
+    by_role: dict[str, tuple[Kind, ...]] = {"captioner": ("captioner",), "aligner": ("ctc",)}
+    wanted = by_role.get(role, ("seq2seq", "ctc"))
     if kind not in wanted:
         is_one = f"is {_IS[kind]}" if kind else "is no model that labels are made with"
         raise UserError(f"{role} {given}: {architecture} {is_one}; give the folder of {_wanted(role)}")
@@ -115,7 +114,7 @@ def _kind_of(role: str, folder: Path) -> tuple[Kind | None, str]:
         "ctc": modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES,
         "seq2seq": modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     }
-    kinds = [kind for kind, names in classes.items() if architecture in names.values()]
+    kinds: list[Kind] = [kind for kind, names in classes.items() if architecture in names.values()]
     return (kinds[0] if kinds else None), architecture
 
 

@@ -163,7 +163,7 @@ def _copy_quarantine(manifest: str, out: str) -> None:
 def _result(
     out: str, rows: list[Row], outcomes: dict[int, Outcome], kept: dict[str, int], models: LabelModels
 ) -> LabelResult:
-    made = dict.fromkeys(FIELDS, 0)
+    made: dict[str, int] = dict.fromkeys(FIELDS, 0)
     left_out: Counter[str] = Counter()
     for outcome in outcomes.values():
         for name, found in outcome.items():

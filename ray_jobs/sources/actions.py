@@ -1,5 +1,8 @@
 """Actions that a row only names: a file of them, a member of a tar, the frames of a LeRobot episode."""
 
+# pyarrow makes the functions of pyarrow.compute when it is imported
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import io

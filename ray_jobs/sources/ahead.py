@@ -9,7 +9,8 @@ from itertools import islice
 from typing import TypeVar
 
 REQUESTS = 16
-Given, Answer = TypeVar("Given"), TypeVar("Answer")
+Given = TypeVar("Given")
+Answer = TypeVar("Answer")
 
 
 def in_order(ask: Callable[[Given], Answer], given: Iterable[Given], *, are_remote: bool) -> Iterator[Answer]:

@@ -259,7 +259,7 @@ def test_frames_that_grow_in_the_middle_of_a_stream_are_not_decoded(tmp_path):
     with SandboxedReader(Limits(max_pixels=64 * 64)) as strict, SandboxedReader(Limits()) as lax:
         assert lax.decode_clip(str(path), **later).video_THWC.mean() > 150
         assert strict.decode_clip(str(path), **{**CUT, "end_s": 0.8}).video_THWC.mean() < 60
-        with pytest.raises(ClipError, match=r"ends at 0\.9.*16 packets failed"):
+        with pytest.raises(ClipError, match=r"ends at 0\.9.*1[56] packets failed"):
             strict.decode_clip(str(path), **later)
 
 

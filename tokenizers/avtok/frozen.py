@@ -61,7 +61,8 @@ class FrozenPicture:
         normal = (pixels - self.mean_C[:, None, None]) / self.std_C[:, None, None]
         hidden = self.model(pixel_values=normal).last_hidden_state.float()
         if hidden.dim() == 3:  # tokens: classes and registers come first, patches row by row
-            patch = _pair(self.model.config.patch_size)
+            config: Any = self.model.config
+            patch = _pair(config.patch_size)
             rows, columns = self.size[0] // patch[0], self.size[1] // patch[1]
             hidden = rearrange(hidden[:, -rows * columns :], "f (h w) d -> f d h w", h=rows, w=columns)
         return F.interpolate(hidden, grid, mode="bilinear", antialias=True)
@@ -94,7 +95,8 @@ class FrozenSound:
 
     def _in_time(self, hidden_KD: Tensor) -> tuple[Tensor, Tensor]:
         """Features with the second in whose middle each stands."""
-        config, rate_hz = self.model.config, self.extractor.sampling_rate
+        config: Any = self.model.config
+        rate_hz = self.extractor.sampling_rate
         if hasattr(config, "conv_stride"):  # a stack of convolutions over samples
             hop, reach = 1, 1
             for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):

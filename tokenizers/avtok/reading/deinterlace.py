@@ -50,7 +50,10 @@ def _graph_for(frame: av.VideoFrame) -> av.filter.Graph:
     graph = av.filter.Graph()
     graph.threads = 1
     source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base
+        width=frame.width,
+        height=frame.height,
+        format=frame.format.name,  # pyright: ignore[reportArgumentType]
+        time_base=frame.time_base,
     )
     graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
     graph.configure()

@@ -100,7 +100,7 @@ def _pixels(rgb: av.VideoFrame) -> np.ndarray:
     """A view of [H, W, C] that keeps the frame alive."""
     plane = rgb.planes[0]
     kind = np.uint8 if rgb.format.name == "rgb24" else np.dtype("<u2")
-    rows = np.frombuffer(plane, kind).reshape(rgb.height, -1)
+    rows = np.frombuffer(plane, kind).reshape(rgb.height, -1)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
 
 

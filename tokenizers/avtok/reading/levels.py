@@ -7,6 +7,8 @@ from math import log10
 import av
 import av.filter
 import numpy as np
+from av.error import BlockingIOError as NothingYetError
+from av.error import EOFError as NoMoreError
 from av.error import FFmpegError
 
 from avtok.reading.sound import mono
@@ -122,6 +124,6 @@ class _Loudness:
         try:
             self.source.push(frame)
             while True:
-                blocks.append(self.sink.pull())
-        except (av.error.BlockingIOError, av.error.EOFError):
+                blocks.append(self.sink.pull())  # pyright: ignore[reportArgumentType]
+        except (NothingYetError, NoMoreError):
             return blocks

@@ -133,7 +133,9 @@ class _Picture:
             "bit_depth": max((component.bits for component in frame.format.components), default=0),
             "color_primaries": _name(ColorPrimaries, frame.color_primaries),
             "color_transfer": _name(ColorTrc, frame.color_trc),
-            "color_range": {ColorRange.MPEG: "limited", ColorRange.JPEG: "full"}.get(frame.color_range, ""),
+            "color_range": {int(ColorRange.MPEG): "limited", int(ColorRange.JPEG): "full"}.get(
+                int(frame.color_range), ""
+            ),
             "is_hdr": frame.color_trc in HDR_TRANSFERS,
             "rotation_deg": rotation_deg,
             "is_mirrored": is_mirrored,
