@@ -60,9 +60,12 @@ def test_a_version_below_its_floor_and_a_missing_package_are_named():
     assert found["other packages"].found == "einops 0.7.0 (needs >=0.8)"
 
 
+EXTRAS = ("speech", "pretrained", "decoders", "filters", "simulators")
+
+
 def test_a_missing_extra_is_told_and_is_no_failure():
     found = by_name(check_extras({}))
-    assert set(found) == {"extra speech", "extra pretrained", "extra decoders", "extra simulators"}
+    assert set(found) == {f"extra {name}" for name in EXTRAS}
     assert all(f.ok for f in found.values())
     assert "worldmodel[speech]" in found["extra speech"].found
     assert "pocketsphinx" in found["extra speech"].found

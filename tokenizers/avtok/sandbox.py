@@ -111,7 +111,10 @@ class SandboxedReader:
         self.close()
 
     def __del__(self) -> None:
-        self._stop()
+        if (
+            os is not None
+        ):  # at the end of the program, modules are gone before objects; the child dies with us
+            self._stop()
 
     def _checked_call(self, uri: str, function: str, args: tuple, kwargs: dict, num_bytes: int) -> Any:
         """One call, twice where a process that had served other files broke: those may be to blame."""
