@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import av
@@ -27,6 +27,7 @@ MEDIA_ERRORS = (FFmpegError, ValueError, MemoryError, OverflowError, ZeroDivisio
 _PLAYLISTS = frozenset(
     {"hls", "dash", "concat", "concatf", "sdp", "lavfi", "imf", "rtsp"}
 )  # they open other files
+_WITHOUT_TIMES = frozenset({"avi"})
 _REWINDABLE = "mov,mp4,m4a,3gp,3g2,mj2"  # its index names the first sample of every stream
 
 limits: Limits | None = None  # of every file; set in a process that reads untrusted ones
@@ -177,6 +178,11 @@ def best_streams(
     return video, audio or next(iter(sounds), None)
 
 
+def without_times(container: av.container.Container) -> bool:
+    """Whether pictures are numbered, from 0, and nothing says when they are shown."""
+    return container.format.name in _WITHOUT_TIMES
+
+
 def is_image_format(container: av.container.InputContainer) -> bool:
     return container.format.name.startswith("image2") or container.format.name.endswith("_pipe")
 
@@ -202,10 +208,15 @@ def packets(
 def decode(packet: av.Packet, faults: list[str]) -> Iterator[av.VideoFrame | av.AudioFrame]:
     try:
         frames = packet.decode()
+    except MemoryError:  # not the packet's fault alone: what comes next would be missed in silence
+        raise
     except MEDIA_ERRORS as error:  # one broken packet is normal in the wild: what is whole is used
         faults.append(one_line(error))
         return
+    is_numbered = packet.stream.type == "video" and without_times(packet.stream.container)
     for frame in frames:
+        if is_numbered and frame.dts is not None:
+            frame.pts = frame.dts  # numbers follow the order of decoding, so that frames between others swap
         if isinstance(frame, av.VideoFrame | av.AudioFrame) and (
             frame.pts is not None or frame.dts is not None
         ):
@@ -247,12 +258,20 @@ def seek_to(
     return True
 
 
-@lru_cache(maxsize=4096)
-def first_times_s(path: str, num_bytes: int, changed_ns: int) -> tuple[float, float | None]:
-    """The earlier of the first presented times of both streams, and that of the sound.
+class FirstTimes(NamedTuple):
+    """origin_s: the earlier of the first presented times of both streams; sound_s: that of the sound.
 
-    Size and change time only key the cache.
+    held_back_s: in a container without times, how late a decoder gives pictures, as it puts them in order.
     """
+
+    origin_s: float
+    sound_s: float | None
+    held_back_s: float
+
+
+@lru_cache(maxsize=4096)
+def first_times_s(path: str, num_bytes: int, changed_ns: int) -> FirstTimes:
+    """When a file begins. Size and change time only key the cache."""
     first_s: dict[int, float] = {}
     heard: list[av.AudioFrame] = []
     faults: list[str] = []
@@ -274,11 +293,15 @@ def first_times_s(path: str, num_bytes: int, changed_ns: int) -> tuple[float, fl
                     heard.append(frame)
             if not any(missing.values()):
                 break
-        for index in {stream.index for stream in streams if stream.type == "audio"} & set(first_s):
-            first_s[index] = _first_sample_s(heard)
+        held_back_s, sound_s = 0.0, _first_sample_s(heard) if heard else None
+        for stream in streams:
+            if stream.type == "audio" and sound_s is not None:
+                first_s[stream.index] = sound_s
+            elif without_times(container) and stream.index in first_s:
+                held_back_s, first_s[stream.index] = first_s[stream.index], 0.0
     if not first_s:
         raise ClipError(f"{path}: nothing could be decoded{because(faults)}")
-    return min(first_s.values()), _first_sample_s(heard) if heard else None
+    return FirstTimes(min(first_s.values()), sound_s, held_back_s)
 
 
 def _first_sample_s(heard: list[av.AudioFrame]) -> float:

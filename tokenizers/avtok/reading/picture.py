@@ -50,7 +50,8 @@ class _MissedError(Exception):
 
 
 def _read(uri: str, grid_s: np.ndarray, size: tuple[int, int], back_s: float | None) -> np.ndarray | None:
-    origin_s, faults = first_times_s(*identity(uri))[0], []
+    begin, faults = first_times_s(*identity(uri)), []
+    origin_s = begin.origin_s + begin.held_back_s  # of the stamps of pictures
     with open_media(uri) as container:
         stream = best_streams(container)[0]
         if stream is None:

@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 from avtok.buffers import empty_pixels
+from avtok.reading.container import without_times
 from avtok.reading.frame import Screen
 
 # T frames, H W pixels, C channels.
@@ -72,7 +73,9 @@ class Dropping:
 
     def __init__(self, stream: av.VideoStream, grid_s: np.ndarray, slack_s: float, origin_s: float) -> None:
         self.context, self.is_on = stream.codec_context, False
-        self.can_drop = self.context.name in _SKIPPING and stream.time_base is not None
+        # without times a frame is shown when it comes out, which is sooner where others are dropped
+        can_wait = stream.time_base is not None and not without_times(stream.container)
+        self.can_drop = can_wait and self.context.name in _SKIPPING
         tick_s = float(stream.time_base or 1)
         self._grid = [(time_s + slack_s + origin_s) / tick_s for time_s in grid_s.tolist()]
         self._stamps: list[int] = []  # of presented frames, in order

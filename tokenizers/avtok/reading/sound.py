@@ -39,7 +39,7 @@ def read_sound(uri: str, first: int, last: int, rate: int) -> np.ndarray | None:
 
 def _decoded(uri: str, start_s: float, end_s: float, *, seek: bool) -> list[SampleTrack]:
     """A track for each sample rate, for it may change on the way; with a seek the decoder has a run-in."""
-    origin_s, first_sound_s = first_times_s(*identity(uri))
+    origin_s, first_sound_s, _ = first_times_s(*identity(uri))
     tracks: dict[int, SampleTrack] = {}
     from_s, last_s, num_behind, faults = start_s - AUDIO_PREROLL_S, None, 0, []
     with open_media(uri, for_sound=True) as container:
