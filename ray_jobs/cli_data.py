@@ -116,6 +116,17 @@ def data_stats(
     answer(facts | {"page": str(written)}, as_json, f"{as_text(facts)}\npage: {written}")
 
 
+@data_app.command("table")
+def data_table(
+    manifest: Annotated[str, typer.Argument(help="what `worldmodel index` wrote")], as_json: Json = False
+) -> None:
+    """A Markdown table: each file, with what is known of it or why it was left out."""
+    from ray_jobs.data_table import as_table
+
+    table = as_table(manifest)
+    answer({"table": table}, as_json, table)
+
+
 def _filters(**given: Any) -> Any:
     from pydantic import ValidationError
 

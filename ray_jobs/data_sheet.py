@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from html import escape
 from pathlib import PurePosixPath
@@ -95,7 +96,9 @@ def _media(row: Row, reader: ClipReader, name: str) -> str:
 
 
 def _words(row: Row) -> str:
-    said = [("caption", row["caption"]), ("transcript", row["transcript"])]
+    cues = json.loads(row["speech_json"]) if row["speech_json"] else []
+    timed = " ".join(f"[{cue['start']:g} s] {cue['text']}" for cue in cues if "start" in cue)
+    said = [("caption", row["caption"]), ("transcript", timed or row["transcript"])]
     lines = "".join(
         f'<p class="words"><b>{kind}</b> {escape(_clipped(text))}</p>' for kind, text in said if text
     )

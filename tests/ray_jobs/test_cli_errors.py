@@ -37,6 +37,7 @@ SUBCOMMANDS = (
     "doctor",
     "bench",
     "data stats",
+    "data table",
     "tokenizer train",
     "tokenizer eval",
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 MOST_REORDERED = 32  # frames that a codec may hold back; packets come in the order of decoding
-LEAST_GAP_S, MOST_GAP_S = 5e-3, 0.04  # half a frame of sound, within these, is a gap and not a slow clock
+LEAST_GAP_S, MOST_GAP_S = 0.012, 0.04  # Vorbis stamps swing by 10 ms where its blocks change length
 VFR_TOLERANCE_S = 2.5e-3  # stamps in milliseconds alone make intervals differ by 2 ms
 
 
