@@ -17,7 +17,7 @@ from ray_jobs.errors import UserError
 from ray_jobs.metrics import RunMetrics
 from ray_jobs.plan import Sample
 from ray_jobs.preflight import check_codecs
-from ray_jobs.readers import bytes_read, local_file, reader_of
+from ray_jobs.readers import bytes_read, kills_of, local_file, reader_of
 from ray_jobs.targets import Targets
 from worldmodel.config import DataConfig, RunConfig
 
@@ -58,6 +58,7 @@ class ClipEncoder:
         check_codecs(self.video.spec, self.audio.spec, cfg.data)
         self.targets = Targets.load(cfg, self.video.spec, self.audio.spec, device=device)
         self.reader, self.metrics = reader_of(cfg.data), RunMetrics(cfg.name)
+        self._num_kills = kills_of(self.reader)
 
     def encode(self, sample: Sample, geometry: Geometry) -> Arrays:
         """Float16 latents and targets of the whole steps that hold media, zeros and invalid behind them.
@@ -69,7 +70,8 @@ class ClipEncoder:
         try:
             arrays = self._encode_pieces(sample, paths, geometry, valid_s)
         except ClipError as error:
-            said = str(error)
+            self.metrics.killed(kills_of(self.reader) - self._num_kills)
+            self._num_kills, said = kills_of(self.reader), str(error)
             for uri, path in paths.items():
                 said = said.replace(path, uri)
             raise ClipError(said) from error

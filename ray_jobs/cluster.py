@@ -135,13 +135,35 @@ def tasks_at_once() -> int:
     On this machine alone one for each real core, for Ray counts more CPUs than there are and each task would
     start a process; else as many as fit, and as many again so that none waits for the driver.
     """
+    return real_cores() if is_this_machine_alone() else 2 * real_cores()
+
+
+def encoding_slots(cfg: RunConfig) -> int:
+    """Actors that encode at full speed on the whole cluster: one for each core, or for each share of a GPU.
+    UserError when GPUs are asked for and there are none."""
+    import ray
+
+    cores, gpus = real_cores(), ray.cluster_resources().get("GPU", 0.0)
+    if cfg.data.encode_gpus <= 0:
+        return cores
+    if gpus < cfg.data.encode_gpus:
+        raise UserError(no_gpu_to_encode(cfg, gpus))
+    return max(1, min(cores, int(gpus / cfg.data.encode_gpus + 1e-6)))
+
+
+def real_cores() -> int:
+    """Cores of the cluster; Ray counts more of them on a machine of its own."""
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    return max(1, min(cpus, psutil.cpu_count() or 1) if is_this_machine_alone() else cpus)
+
+
+def is_this_machine_alone() -> bool:
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    cpus = sum(int(node["Resources"].get("CPU", 0)) for node in nodes)
-    if len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname():
-        return max(1, min(cpus, psutil.cpu_count() or 1))
-    return max(1, 2 * cpus)
+    return len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
 
 
 def check_fits(cfg: RunConfig) -> None:
@@ -152,9 +174,17 @@ def check_fits(cfg: RunConfig) -> None:
         raise UserError(problem)
 
 
+def no_gpu_to_encode(cfg: RunConfig, gpus: float) -> str:
+    return (
+        f"data.encode_gpus={cfg.data.encode_gpus:g}, but the cluster has {gpus:g} GPUs; "
+        "set data.encode_gpus=0 to encode on CPUs"
+    )
+
+
 def fit_problem(cfg: RunConfig, have: Mapping[str, float]) -> str:
     """Which resource is too small for the training job and its stream, and what to do; empty when none is."""
-    per_worker = 1 + cfg.data.decode_actors * CPUS_PER_DECODER
+    actors = max(1, cfg.data.decode_actors)  # 0: as measured, at least one
+    per_worker = 1 + actors * CPUS_PER_DECODER
     needed = cfg.train.workers * per_worker
     if have.get("CPU", 0) < needed:
         most = int(have.get("CPU", 0) // per_worker)
@@ -163,6 +193,17 @@ def fit_problem(cfg: RunConfig, have: Mapping[str, float]) -> str:
             f"too few CPUs: train.workers={cfg.train.workers} with "
             f"data.decode_actors={cfg.data.decode_actors} needs {needed:g}, "
             f"the cluster has {have.get('CPU', 0):g}; {hint}"
+        )
+    gpus, share = have.get("GPU", 0.0), cfg.data.encode_gpus
+    if share > 0 and gpus <= 0:
+        return no_gpu_to_encode(cfg, gpus)
+    trains_on_gpus = cfg.train.device == "cuda" or (cfg.train.device == "auto" and gpus > 0)
+    needed_gpus = cfg.train.workers * (trains_on_gpus + actors * share)
+    if share > 0 and gpus < needed_gpus:
+        return (
+            f"too few GPUs: train.workers={cfg.train.workers} and {cfg.train.workers * actors} decode actors "
+            f"with data.encode_gpus={share:g} need {needed_gpus:g}, the cluster has {gpus:g}; set "
+            "data.encode_gpus=0, or fill data.cache first by `worldmodel tokenize`, which has all GPUs"
         )
     if cfg.train.device == "cuda" and have.get("GPU", 0) < cfg.train.workers:
         return (

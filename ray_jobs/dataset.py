@@ -1,4 +1,8 @@
-"""The stream: every rank runs its own Ray Data job over its slots of the plan, in planned order."""
+"""The stream: every rank runs its own Ray Data job over its slots of the plan, in planned order.
+
+A block of the object store is one micro-batch: its columns are tensors of one shape, whatever its bucket, and
+the first one is there as soon as it is made.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 
+from ray_jobs.blocks import check_block
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.errors import JobError
 from ray_jobs.paced_executor import PacedExecutor
@@ -23,8 +28,8 @@ from worldmodel.config import RunConfig
 
 # S steps, K slots of one rank in one step, R rows.
 
-ROWS_PER_BLOCK = 4  # a block is one task: a few rows keep the first batch early and a retry cheap
-MAX_BLOCKS = 4096
+ROWS_PER_TASK = 4  # a few rows keep a retry cheap
+MAX_TASKS = 4096
 OBJECT_STORE_BYTES = 128 << 20  # of one rank's job: latents wait there, never pixels
 PREFETCHED_ROWS = 4
 logger = logging.getLogger(__name__)
@@ -35,7 +40,19 @@ class EncodeBatchActor(EncodeBatch):
 
     def __init__(self, plan_ref: ray.ObjectRef, cfg: RunConfig) -> None:
         torch.set_num_threads(1)
-        super().__init__(ray.get(plan_ref), cfg)
+        super().__init__(ray.get(plan_ref), cfg, device=encode_device(cfg))
+        check_blocks(self)
+
+
+def encode_device(cfg: RunConfig) -> str:
+    """Where actors compute: a share of a GPU that Ray gave them, or their core."""
+    return "cuda" if cfg.data.encode_gpus > 0 else "cpu"
+
+
+def check_blocks(encode: EncodeBatch) -> None:
+    """UserError for a bucket whose micro-batches are larger than a block may be."""
+    for bucket, geometry in zip(encode.plan.buckets, encode.of_bucket, strict=True):
+        check_block(bucket, encode.clip_bytes(geometry))
 
 
 def rank_stream(
@@ -57,7 +74,8 @@ def rank_stream(
         slots_SK.ravel(),
         EncodeBatchActor,
         {"plan_ref": ray.put(plan), "cfg": cfg},
-        cfg.data.decode_actors,
+        max(1, cfg.data.decode_actors),
+        num_gpus=cfg.data.encode_gpus,
     )
     yield from _steps(iterate_rows(dataset), slots_SK)
 
@@ -74,6 +92,7 @@ def local_stream(
         world_size=world_size,
     )
     encode = EncodeBatch(plan, cfg)
+    check_blocks(encode)
     yield from _steps((encode({"global_index": index}) for index in slots_SK.ravel()), slots_SK)
 
 
@@ -98,28 +117,42 @@ def held_out_batches(
 
 
 def actor_dataset(
-    column: str, values_R: np.ndarray, stage: type, arguments: dict[str, Any], num_actors: int
+    column: str,
+    values_R: np.ndarray,
+    stage: type,
+    arguments: dict[str, Any],
+    num_actors: int,
+    *,
+    num_gpus: float = 0.0,
+    starts: np.ndarray | None = None,
+    in_order: bool = True,
 ) -> Dataset:
-    """A Ray Data job that maps numbers through a pool of actors and keeps their order."""
+    """A Ray Data job that maps numbers through a pool of actors.
+
+    num_gpus: of each actor. starts: where each task begins in values_R, by default every few rows.
+    """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    rows_per_block = max(ROWS_PER_BLOCK, -(-len(values_R) // MAX_BLOCKS))
+    if starts is None:
+        starts = np.arange(0, len(values_R), max(ROWS_PER_TASK, -(-len(values_R) // MAX_TASKS)))
     # blocks are put by this process: a read stage would need a worker and a CPU of its own
-    blocks = [
-        pa.table({column: values_R[start : start + rows_per_block]})
-        for start in range(0, len(values_R), rows_per_block)
-    ]
-    num_actors = max(1, min(num_actors, len(blocks)))
-    dataset = ray.data.from_blocks(blocks).map(
+    tasks = [pa.table({column: values}) for values in np.split(values_R, starts[1:])]
+    num_actors = max(1, min(num_actors, len(tasks)))
+    dataset = ray.data.from_blocks(tasks).map(
         stage,  # pyright: ignore[reportArgumentType]
         fn_constructor_kwargs=arguments,
         compute=ActorPoolStrategy(size=num_actors),
         num_cpus=CPUS_PER_DECODER,
+        num_gpus=num_gpus or None,
     )
-    dataset.context.enable_progress_bars = False
-    dataset.context.custom_execution_callback_classes = [PacedExecutor]
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.execution_options.resource_limits = ExecutionResources(
-        cpu=num_actors * CPUS_PER_DECODER, object_store_memory=OBJECT_STORE_BYTES
+    context = dataset.context
+    context.enable_progress_bars = False
+    context.custom_execution_callback_classes = [PacedExecutor]
+    context.target_max_block_size = 1  # so that a block is one row: the next one begins above this size
+    context.execution_options.preserve_order = in_order
+    context.execution_options.resource_limits = ExecutionResources(
+        cpu=num_actors * CPUS_PER_DECODER,
+        gpu=num_actors * num_gpus,
+        object_store_memory=OBJECT_STORE_BYTES,
     )
     return dataset
 

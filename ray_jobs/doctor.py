@@ -67,6 +67,7 @@ def diagnose(cfg: RunConfig | None, address: str | None) -> list[Finding]:
         *check_extras(have),
         Finding("GPUs", True, ", ".join(gpus) or "none: training runs on CPUs"),
         check_fit({"CPU": local_cpus(), "GPU": len(gpus)}, cfg),
+        *check_decoding(cfg, len(gpus)),
         check_memory(cfg),
         *check_shared_memory(),
         check_storage(cfg),
@@ -159,13 +160,33 @@ def check_fit(have: Mapping[str, float], cfg: RunConfig | None, *, where: str = 
     )
 
 
+def check_decoding(cfg: RunConfig | None, gpus: int, cores: int | None = None) -> list[Finding]:
+    """Whether this machine's cores decode as fast as training takes clips; asked where GPUs train on
+    indexed manifests and nothing is cached."""
+    if cfg is None or cfg.data.cache or not gpus or cfg.train.device == "cpu":
+        return []
+    from ray_jobs.pools import ClipCost, demand, estimated_decode_s, flops_of, starvation
+
+    decode_s = estimated_decode_s([source.manifest for source in cfg.data.sources], cfg)
+    if not decode_s:
+        return []
+    on_gpu = cfg.model_copy(update={"train": cfg.train.model_copy(update={"device": "cuda"})})
+    clips_per_s = demand(on_gpu, flops_per_step=flops_of(cfg))
+    free = max(1, (psutil.cpu_count() or 1 if cores is None else cores) - cfg.train.workers)
+    problem = starvation(ClipCost(decode_s, 0.0), clips_per_s, free)
+    found, _, advice = problem.rpartition("; ")
+    return [
+        Finding("decoding", not problem, found or f"{decode_s * clips_per_s:.3g} of {free} cores", advice)
+    ]
+
+
 def check_memory(cfg: RunConfig | None) -> Finding:
     """Free memory against the processes of a run; what the model itself takes comes on top."""
     free = _free_memory()
     if cfg is None:
         return Finding("memory", True, f"{free / GB:.1f} GB free")
     workers = cfg.train.workers
-    needed = RAY_BYTES + PROCESS_BYTES * (workers + workers * cfg.data.decode_actors)
+    needed = RAY_BYTES + PROCESS_BYTES * workers * (1 + max(1, cfg.data.decode_actors))
     found = f"{free / GB:.1f} GB free, {workers} workers with decoders take about {needed / GB:.1f} GB"
     return Finding("memory", free >= needed, found, "" if free >= needed else "use fewer train.workers")
 

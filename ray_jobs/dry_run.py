@@ -66,7 +66,7 @@ def dry_run(cfg: RunConfig) -> dict[str, Any]:
         },
         "cluster": {
             "workers": cfg.train.workers,
-            "cpus": cfg.train.workers * (1 + cfg.data.decode_actors * CPUS_PER_DECODER),
+            "cpus": cfg.train.workers * (1 + max(1, cfg.data.decode_actors) * CPUS_PER_DECODER),
             "gpus": cfg.train.workers if on_gpu else 0,
             "gpus_if_any": cfg.train.device == "auto",
         },

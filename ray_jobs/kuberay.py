@@ -111,7 +111,7 @@ def _groups(cfg: RunConfig, pods: Pods) -> list[dict[str, Any]]:
     """CPU pods for decoders, and for training where that runs on CPUs; GPU pods that hold training alone."""
     on_gpu = cfg.train.device == "cuda"
     # fit_problem asks for a CPU a worker on GPUs too: it goes to rollouts when training is over
-    needed = cfg.train.workers * (1 + cfg.data.decode_actors * CPUS_PER_DECODER)
+    needed = cfg.train.workers * (1 + max(1, cfg.data.decode_actors) * CPUS_PER_DECODER)
     resources = {"cpu": str(pods.cpus), "memory": f"{GB_PER_CPU * pods.cpus}Gi"}
     count = max(MIN_CPU_PODS, math.ceil(needed / pods.cpus))
     name = "decode-cpu" if on_gpu else "work-cpu"

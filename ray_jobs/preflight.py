@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from avtok.load import codec_spec
 from avtok.spec import CodecSpec
+from ray_jobs.blocks import check_latents
 from ray_jobs.errors import UserError
 from ray_jobs.models import check_beside
 from ray_jobs.run_folder import RunFolder
@@ -21,6 +22,7 @@ def check_given(cfg: RunConfig) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     check_codecs(video, audio, cfg.data)
+    check_latents(cfg, video, audio)
     check_beside(cfg.rollout.beside)
     folder = RunFolder(cfg)
     folder.check_free(cfg)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 LINE_EVERY_S = 15.0
+RATED = ("tokenize",)
 WORDS = {
     "start": "starting Ray",
     "render": "rendering clips",
@@ -46,6 +47,7 @@ class ProgressDisplay:
         )
         self.tasks: dict[str, Any] = {}
         self.said: dict[str, float] = {}
+        self.began_s: dict[str, float] = {}
         self.step_s = 0.0
 
     def __enter__(self) -> ProgressDisplay:
@@ -64,6 +66,7 @@ class ProgressDisplay:
             return  # rows of an evaluation
         done = int(info["step"]) + 1 if stage == "train" else info.get("done")
         note = self._training_note(info) if stage == "train" else info.get("note", "")
+        note = note or self._rate_note(stage, done, info.get("total"))
         if self.terminal:
             self._bar(stage, done, info.get("total"), note)
         else:
@@ -84,10 +87,22 @@ class ProgressDisplay:
             f"{WORDS.get(stage, stage)}{count} {note}".rstrip(), highlight=False, soft_wrap=True
         )
 
+    def _rate_note(self, stage: str, done: int | None, total: int | None) -> str:
+        """How fast clips become latents, and how long the rest takes."""
+        if stage not in RATED or not done or not total:
+            return ""
+        began_s = self.began_s.setdefault(stage, time.monotonic())
+        per_s = (done - 1) / max(1e-9, time.monotonic() - began_s)  # the first one waited for the actors
+        return f"{per_s:.1f} clips/s  {_clock((total - done) / per_s)} left" if done > 1 else ""
+
     def _training_note(self, row: dict[str, Any]) -> str:
         self.step_s = row["step_s"] if not self.step_s else 0.9 * self.step_s + 0.1 * row["step_s"]
         left_s = max(0.0, (row["total"] - row["step"] - 1) * self.step_s)
         return (
             f"loss {row['loss']:.3f}  {row['tokens_per_s']:.0f} tokens/s  stall {row['stall_fraction']:.0%}  "
-            f"{int(left_s // 60)}:{int(left_s % 60):02d} left"
+            f"{_clock(left_s)} left"
         )
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"

@@ -34,6 +34,11 @@ def bytes_read(reader: ClipReader) -> int:
     return 0
 
 
+def kills_of(reader: ClipReader) -> int:
+    """Decoders that were killed or died so far; one that runs in this process takes it along."""
+    return int(getattr(reader, "num_kills", 0))
+
+
 @lru_cache(maxsize=2)
 def _reader(decoder: str, limits: Limits | None) -> ClipReader:
     return open_reader(decoder, limits=limits)

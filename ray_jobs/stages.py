@@ -113,6 +113,10 @@ class EncodeBatch:
             return ClipLatents({}, was_cached=True)
         return self.encode(sample_id, geometry)
 
+    def clip_bytes(self, geometry: Geometry) -> int:
+        """Of one clip in a row."""
+        return sum(array.nbytes for array in self._empty(geometry).values())
+
     def geometry_of(self, sample_id: int) -> Geometry:
         return self.of_bucket[self.plan.bucket_of[sample_id]]
 

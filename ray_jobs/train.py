@@ -25,6 +25,7 @@ from ray_jobs.index import index_sources, read_left_out
 from ray_jobs.metrics import RunMetrics
 from ray_jobs.metrics_files import MetricsFiles
 from ray_jobs.plan import Plan, make_plan
+from ray_jobs.pools import with_sized_pool
 from ray_jobs.preflight import check_given
 from ray_jobs.run_folder import RunFolder, last_commit, sweep, write_whole
 from ray_jobs.runtime_env import package_version
@@ -71,11 +72,20 @@ def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:
 
 
 def index_all(cfg: RunConfig, folder: RunFolder) -> None:
-    """Every source of the run becomes a manifest. Small changes of the filters open no file again."""
+    """Every source of the run becomes a manifest, with labels where data.labels names models."""
     limits = Limits(**cfg.data.limits.model_dump()) if cfg.data.sandbox else None
+    labels = cfg.data.labels
+    label = None
+    if labels.captioner or labels.recognizer or labels.aligner:
+        from ray_jobs.labels.models import find_models
+        from ray_jobs.labels.run import label_manifest as label  # torchaudio, which nothing else here needs
+
+        find_models(labels)  # a wrong folder is told before an hour of indexing
     for source in cfg.data.sources:
-        out = folder.manifests[source.name]
-        index_sources([source.manifest], out=str(out), filters=cfg.data.filters, limits=limits)
+        out = str(folder.manifests[source.name])
+        index_sources([source.manifest], out=out, filters=cfg.data.filters, limits=limits)
+        if label:
+            label(out, labels, out=out, limits=limits)
 
 
 def run_training(
@@ -107,10 +117,11 @@ def run_training(
     sweep(folder.path)
     board = start_board(attempts_before, plan_is_there=plan is not None)
     failure: list[BaseException] = []
+    sized = cfg  # with as many decode actors as its clips need, once there is a plan
 
     def fit() -> None:
         try:
-            _trainer(cfg, folder, board).fit()
+            _trainer(sized, folder, board).fit()
         except Exception as error:  # Ray wraps whatever a worker raised; the board knows the first cause
             failure.append(error)
 
@@ -134,6 +145,7 @@ def run_training(
     outcome: dict[str, Any] | None = None
     with _stop_on_interrupt(board, progress):
         if not thread.is_alive():
+            sized = with_sized_pool(plan, cfg, folder)
             thread.start()
         while True:
             alive = thread.is_alive()

@@ -106,7 +106,9 @@ class DataConfig(Part):
     spool_gb: float = Field(
         default=8.0, gt=0, description="local copies of remote media on each node, least used ones go first"
     )
-    decode_actors: int = Field(default=1, ge=1, description="decode and encode actors per training worker")
+    decode_actors: int = Field(
+        default=1, ge=0, description="decode and encode actors per training worker; 0: as measured"
+    )
     encode_gpus: float = Field(
         default=0.0, ge=0, le=1, description="share of a GPU of each decode and encode actor; 0: CPU"
     )
