@@ -26,8 +26,9 @@ def to_mono(data: np.ndarray, *, sample_format: str, channels: int) -> np.ndarra
     kind = sample_format.removesuffix("p")
     mono_N = data_CN.mean(axis=0, dtype=np.float64)
     if kind == "u8":
-        mono_N = mono_N - _PCM_SCALE["u8"]
-    mono_N /= _PCM_SCALE.get(kind, 1.0)
+        mono_N -= _PCM_SCALE["u8"]
+    if kind in _PCM_SCALE:
+        return (mono_N / _PCM_SCALE[kind]).astype(np.float32)
     # broken float streams hold any number, and one of them would spoil all that the resampler reaches
     return np.clip(np.nan_to_num(mono_N), -_LOUDEST, _LOUDEST).astype(np.float32)
 
@@ -92,13 +93,15 @@ def turn_of(display_matrix: bytes | None) -> tuple[bool, bool, bool]:
     return (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
 
 
-def upright(rgb_HWC: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
+def upright(image: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
+    """A view of [H, W, ...]."""
     transpose, mirror, upside_down = turn
     if transpose:
-        rgb_HWC = rgb_HWC.transpose(1, 0, 2)
-    return rgb_HWC[:: -1 if upside_down else 1, :: -1 if mirror else 1]
+        image = image.swapaxes(0, 1)
+    return image[:: -1 if upside_down else 1, :: -1 if mirror else 1]
 
 
-def centre_crop(rgb_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    top, left = (rgb_HWC.shape[0] - size[0]) // 2, (rgb_HWC.shape[1] - size[1]) // 2
-    return np.ascontiguousarray(rgb_HWC[top : top + size[0], left : left + size[1]])
+def centre_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A view of [H, W, ...]."""
+    top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
+    return image[top : top + size[0], left : left + size[1]]

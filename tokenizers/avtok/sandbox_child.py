@@ -55,7 +55,7 @@ def _die_with_parent(parent: int) -> None:
 
 def _load_backend(backend: str) -> None:
     if backend != "pyav":
-        import_module(f"avtok.reading.{backend}")
+        import_module(f"avtok.reading.with_{backend}")
 
 
 def _confine(limits: Limits) -> None:

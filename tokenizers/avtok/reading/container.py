@@ -201,6 +201,8 @@ def packets(
             yield from container.demux(streams)
         except FFmpegError as error:
             faults.append(one_line(error))
+        except IndexError:  # PyAV knows the streams of the beginning
+            faults.append("a stream begins in the middle of the file")
         else:
             return
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -17,6 +19,9 @@ from avtok.reading.tone import Gamut, Transfer, to_sdr
 
 MAX_STRETCH = 64  # a picture that much longer than the cut is broken, or would be a sliver
 _TRANSFERS: dict[int, Transfer] = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}
+# Planes keep colour at full width, where packed pixels share it in pairs, and take half the time to scale to.
+# A picture that is not scaled is converted as FFmpeg's fastest path does it.
+_RGB = {(True, True): "gbrp", (True, False): "rgb24", (False, True): "gbrp16le", (False, False): "gbrp16le"}
 _GAMUTS: dict[int, Gamut] = {ColorPrimaries.BT2020: "bt2020", ColorPrimaries.SMPTE432: "p3"}
 
 
@@ -45,6 +50,10 @@ class Look:
     @property
     def is_standard(self) -> bool:
         return self.transfer == "sdr" and self.gamut == "bt709"
+
+    def upright(self) -> Look:
+        """Of the same frames once something has turned them."""
+        return replace(self, turn=turn_of(None), aspect=1 / self.aspect if self.turn[0] else self.aspect)
 
     def shown_size(self, frame: av.VideoFrame) -> tuple[int, int]:
         height, width = frame.height, max(1, round(frame.width * self.aspect))
@@ -76,16 +85,20 @@ class Screen:
         if fitted[0] > MAX_STRETCH * self.size[0] or fitted[1] > MAX_STRETCH * self.size[1]:
             raise ClipError(f"a picture of {width}x{height} is too long for {self.size[1]}x{self.size[0]}")
         stored_h, stored_w = fitted[::-1] if look.turn[0] else fitted
+        is_scaled = (stored_h, stored_w) != (frame.height, frame.width)
         rgb = self._reformatter.reformat(
             frame,
             width=stored_w,
             height=stored_h,
-            format="rgb24" if look.is_standard else "rgb48le",
+            format=_RGB[look.is_standard, is_scaled],
             interpolation=Interpolation.AREA if scale < 1 else Interpolation.BICUBIC,
             threads=1,  # more are started anew for each frame, which takes longer than the frame
         )
-        image_HWC = centre_crop(upright(_pixels(rgb), look.turn), self.size)
-        out_HWC[:] = image_HWC if look.is_standard else to_sdr(image_HWC, look.transfer, look.gamut)
+        target_HWC = out_HWC if look.is_standard else np.empty((*self.size, 3), np.uint16)
+        for channel, plane_HW in _planes(rgb):
+            target_HWC[..., channel] = centre_crop(upright(plane_HW, look.turn), self.size)
+        if not look.is_standard:
+            out_HWC[:] = to_sdr(target_HWC, look.transfer, look.gamut)
 
     def _look_of(self, frame: av.VideoFrame) -> Look:
         if self.fixed_look is not None:
@@ -96,12 +109,16 @@ class Screen:
         return self._look
 
 
-def _pixels(rgb: av.VideoFrame) -> np.ndarray:
-    """A view of [H, W, C] that keeps the frame alive."""
-    plane = rgb.planes[0]
-    kind = np.uint8 if rgb.format.name == "rgb24" else np.dtype("<u2")
-    rows = np.frombuffer(plane, kind).reshape(rgb.height, -1)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+def _planes(rgb: av.VideoFrame) -> Iterator[tuple[Any, np.ndarray]]:
+    """Channel, or all of them, and a view of its [H, W] or [H, W, C] that keeps the frame alive."""
+    name, height, width = rgb.format.name, rgb.height, rgb.width
+    if name == "rgb24":
+        rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(height, -1)
+        yield slice(None), rows[:, : 3 * width].reshape(height, width, 3)
+        return
+    for channel, plane in zip((1, 2, 0), rgb.planes, strict=True):  # green, blue, red
+        rows = np.frombuffer(plane, np.uint8 if name == "gbrp" else np.dtype("<u2")).reshape(height, -1)
+        yield channel, rows[:, :width]
 
 
 def pixel_aspect(stream: av.VideoStream) -> Fraction:

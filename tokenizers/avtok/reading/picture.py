@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
+from typing import Literal
 
 import av
 import av.container
 import numpy as np
 
+from avtok.buffers import empty_pixels
 from avtok.clock import slack_s
 from avtok.media import ClipError
 from avtok.reading.container import (
@@ -26,15 +29,22 @@ from avtok.reading.container import (
 from avtok.reading.deinterlace import PREROLL_S, Deinterlacer
 from avtok.reading.frame import Screen, pixel_aspect
 from avtok.reading.showing import Dropping, Sheet
+from avtok.reading.timetable import timetable
 
 # T frames, H W pixels, C channels.
 
 # How far before a cut a key frame is looked for, in turns; None: read from the start of the file
 _SEEKS_S = (0.0, 2.0, None)
 
+Backend = Literal["pyav", "torchcodec", "decord"]
 
-def read_picture(uri: str, grid_s: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+
+def read_picture(
+    uri: str, grid_s: np.ndarray, size: tuple[int, int], backend: Backend = "pyav"
+) -> np.ndarray | None:
     """uint8 [T, H, W, C]. None without a decodable picture; ClipError for a grid that ends past its end."""
+    if backend != "pyav":
+        return _read_with(backend, uri, grid_s, size)
     for back_s in _SEEKS_S:
         if back_s is not None and grid_s[0] - back_s <= SEEK_AFTER_S:
             continue
@@ -98,3 +108,26 @@ def _whole_frames(
             is_first = False
             yield from deinterlacer.pushed(frame)
     yield from deinterlacer.rest()
+
+
+def _read_with(backend: str, uri: str, grid_s: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+    """The same frames at the same times, made by another decoder and scaled as ours are."""
+    module = import_module(f"avtok.reading.with_{backend}")
+    table = timetable(uri, grid_s, backend)
+    if table is None:
+        return None
+    screen = Screen(size, table.look.aspect, table.look.upright())
+    frames, video_THWC = module.frames_of(table), None
+    try:
+        for index, place in enumerate(table.shown_T):
+            if index and place == table.shown_T[index - 1]:
+                video_THWC[index] = video_THWC[index - 1]
+                continue
+            pixels_HWC = np.ascontiguousarray(next(frames))
+            if video_THWC is None:
+                video_THWC = empty_pixels((len(grid_s), *size, 3))
+            kind = "rgb24" if pixels_HWC.dtype == np.uint8 else "rgb48le"
+            screen.draw(av.VideoFrame.from_ndarray(pixels_HWC, format=kind), video_THWC[index])
+    except ClipError as error:
+        raise ClipError(f"{uri}: {backend}: {error}") from error
+    return video_THWC
