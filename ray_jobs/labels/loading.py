@@ -27,6 +27,17 @@ class Loaded:
         return dict(made.to(self.device, self.model.dtype)) if hasattr(made, "to") else dict(made)
 
 
+@dataclass(frozen=True)
+class PictureProcessor:
+    """For families that have no processor of their own, such as VisionEncoderDecoderModel."""
+
+    image_processor: Any
+    tokenizer: Any
+
+    def __call__(self, *, images: Any, return_tensors: str) -> Any:
+        return self.image_processor(images=images, return_tensors=return_tensors)
+
+
 def load_model(model: LabelModel, auto_class: str, *, gpu: bool) -> Loaded:
     """UserError for a folder whose weights or processor do not load, or lack tensors."""
     import transformers
@@ -37,6 +48,11 @@ def load_model(model: LabelModel, auto_class: str, *, gpu: bool) -> Loaded:
     precision = "auto" if device.type == "cuda" else torch.float32
     try:
         processor = transformers.AutoProcessor.from_pretrained(model.path, local_files_only=True)
+        if model.kind == "captioner" and not hasattr(processor, "image_processor"):
+            processor = PictureProcessor(
+                transformers.AutoImageProcessor.from_pretrained(model.path, local_files_only=True),
+                transformers.AutoTokenizer.from_pretrained(model.path, local_files_only=True),
+            )
         network, facts = getattr(transformers, auto_class).from_pretrained(
             model.path, local_files_only=True, dtype=precision, output_loading_info=True
         )
