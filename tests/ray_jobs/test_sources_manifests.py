@@ -12,8 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from avtok.decode import decode_clip
 from ray_jobs.errors import UserError
+from ray_jobs.index import index_sources
 from ray_jobs.sources import RowError, SourceRow, read_sources, with_actions
 from ray_jobs.sources.actions import read_actions
 
@@ -240,3 +243,30 @@ def test_a_broken_file_beside_media_leaves_out_that_clip_alone(tmp_path):
     reasons = [bad["reason"] for bad in found.rejected]
     assert "does not read as JSON" in reasons[0]
     assert "end after it begins" in reasons[1]
+
+
+STILLS = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"]
+
+
+def test_pictures_of_every_kind_are_clips_and_a_photo_is_turned_as_its_exif_says(tmp_path):
+    (tmp_path / "stills").mkdir()
+    picture_HWC = np.zeros((48, 64, 3), np.uint8)
+    picture_HWC[:, :32] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    for suffix in STILLS:
+        Image.fromarray(picture_HWC).save(tmp_path / f"stills/a.{suffix}")
+    Image.fromarray(picture_HWC).save(tmp_path / "stills/photo.jpg", exif=exif)
+    result = index_sources([str(tmp_path / "stills")], out=str(tmp_path / "m.parquet"))
+    assert result.quarantined == []
+    rows = {Path(row["uri"]).name: row for row in pq.read_table(tmp_path / "m.parquet").to_pylist()}
+    photo = rows.pop("photo.jpg")
+    assert (photo["width"], photo["height"]) == (48, 64)
+    assert set(rows) == {f"a.{suffix}" for suffix in STILLS}
+    assert {(row["width"], row["height"], row["duration_s"]) for row in rows.values()} == {(64, 48, 0.0)}
+    cut = {"start_s": 0.0, "end_s": 0.5, "fps": 8, "size": (64, 48), "sample_rate": 16000}
+    video_THWC = decode_clip(photo["uri"], **cut).video_THWC
+    assert video_THWC is not None
+    assert len(video_THWC) == 4
+    assert video_THWC[3, 5, 24, 0] > 200  # red is above now
+    assert video_THWC[3, 58, 24, 0] < 50

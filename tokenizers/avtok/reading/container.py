@@ -15,6 +15,7 @@ import av
 import av.container
 import av.stream
 from av.error import FFmpegError
+from av.sidedata.sidedata import Type as SideDataType
 
 from avtok.media import ClipError, Limits
 from avtok.reading.refusals import why_refused
@@ -33,6 +34,16 @@ _REWINDABLE = "mov,mp4,m4a,3gp,3g2,mj2"  # its index names the first sample of e
 limits: Limits | None = None  # of every file; set in a process that reads untrusted ones
 
 Frame = TypeVar("Frame", av.VideoFrame, av.AudioFrame)
+
+
+def _unnamed(cls: type, value: int) -> object:
+    """PyAV 18.1 has no name for the EXIF of a photo, and without one every look at side data would raise."""
+    member = object.__new__(cls)
+    member._value_, member._name_ = value, f"UNNAMED_{value}"
+    return member
+
+
+SideDataType._missing_ = classmethod(_unnamed)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass
