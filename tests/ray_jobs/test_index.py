@@ -1,10 +1,7 @@
-import csv
 import json
-import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,26 +9,10 @@ from avtok.mux import write_clip
 from ray_jobs.data_stats import describe
 from ray_jobs.errors import UserError
 from ray_jobs.index import index_sources
-from ray_jobs.sources import SourceRow, read_sources
 
 
 def rows_of(manifest):
     return pq.read_table(manifest).to_pylist()
-
-
-def write_csv(path, rows):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-WRITERS = {
-    "clips.csv": write_csv,
-    "clips.json": lambda path, rows: path.write_text(json.dumps(rows)),
-    "clips.jsonl": lambda path, rows: path.write_text("".join(json.dumps(row) + "\n" for row in rows)),
-    "clips.parquet": lambda path, rows: pq.write_table(pa.Table.from_pylist(rows), path),
-}
 
 
 def test_folder_keeps_whole_media_and_quarantines_broken_ones(manifest, clip_folder):
@@ -61,22 +42,6 @@ def test_describe_counts_what_the_manifest_holds(manifest):
     assert about["sizes"] == {"64x64": 8}
     assert about["hours"] == pytest.approx((7 * 2.0 + 1.0 + 0.625) / 3600, rel=0.01)
     assert sum(about["quarantine_by_reason"].values()) == 2
-
-
-@pytest.mark.parametrize("name", WRITERS)
-@pytest.mark.parametrize("column", ["video", "video_path", "media_path", "path"])
-def test_every_manifest_format_and_alias_gives_the_same_row(tmp_path, clip_folder, name, column):
-    relative = os.path.relpath(clip_folder / "bounce_0.mp4", tmp_path)
-    WRITERS[name](
-        tmp_path / name,
-        [{column: relative, "prompt": "a ball", "start_s": 0.5, "end_s": 1.5, "mood": "blue"}],
-    )
-    found = read_sources([str(tmp_path / name)])
-    assert found.rows == [
-        SourceRow(uri=str(clip_folder / "bounce_0.mp4"), caption="a ball", start_s=0.5, end_s=1.5)
-    ]
-    assert found.rejected == []
-    assert ["mood" in warning for warning in found.warnings] == [True]
 
 
 def test_speech_and_actions_reach_the_manifest_as_json(tmp_path, clip_folder):
@@ -118,35 +83,6 @@ def test_bad_row_is_quarantined_with_its_reason_and_the_rest_is_kept(tmp_path, c
     assert result.kept == 1
     (bad,) = result.quarantined
     assert reason in bad["reason"]
-
-
-def test_line_that_is_not_json_and_a_clip_listed_twice_are_rows_with_reasons(tmp_path, clip_folder):
-    line = json.dumps({"video": str(clip_folder / "bounce_0.mp4")})
-    (tmp_path / "m.jsonl").write_text("\n".join([line, "{oops", line]))
-    found = read_sources([str(tmp_path / "m.jsonl")])
-    assert len(found.rows) == 1
-    assert sorted(bad["uri"].rpartition("/")[2] for bad in found.rejected) == ["bounce_0.mp4", "m.jsonl:2"]
-
-
-def test_user_error_names_every_source_that_cannot_be_read(tmp_path):
-    (tmp_path / "nothing").mkdir()
-    (tmp_path / "texts").mkdir()
-    for i in range(3):
-        (tmp_path / "texts" / f"{i}.md").write_text("words")
-    (tmp_path / "m.csv").write_text("film,year\na.mp4,1940\n")
-    (tmp_path / "m.json").write_text("[oops")
-    given = ["gone", "nothing", "texts", "m.csv", "m.json"]
-    with pytest.raises(UserError) as raised:
-        read_sources([str(tmp_path / name) for name in given] + ["s3://bucket/clips"])
-    gone, nothing, texts, columns, syntax, remote = raised.value.lines
-    assert "no such file" in gone
-    assert "empty" in nothing
-    assert "no media among 3 files (.md x 3)" in texts
-    assert "film, year" in columns
-    assert "video_path" in columns
-    assert "m.json" in syntax
-    assert "s3://bucket/clips" in remote
-    assert raised.value.exit_code == 2
 
 
 def test_a_silent_file_without_a_picture_is_quarantined(tmp_path):

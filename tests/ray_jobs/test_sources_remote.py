@@ -16,6 +16,7 @@ import pytest
 from avtok.decode import decode_clip
 from ray_jobs import store_clients
 from ray_jobs.errors import UserError
+from ray_jobs.index import index_sources
 from ray_jobs.lerobot_export import export_episodes
 from ray_jobs.render import _row, render_clip
 from ray_jobs.sources import SourceRow, read_sources, with_actions
@@ -108,6 +109,30 @@ def test_media_on_s3_decode_to_the_same_arrays(given, stored, source):
         assert read.video_THWC.std() > 1
         assert np.array_equal(read.video_THWC, expected.video_THWC)
         assert np.array_equal(read.audio_N, expected.audio_N)
+
+
+def test_the_index_of_sources_on_s3_is_that_of_the_same_on_a_disk(given, stored, tmp_path):
+    made = []
+    for root in (str(given), stored):
+        sources = [f"{root}/{name}" for name in ("clips", "shards", "set")]
+        result = index_sources(sources, out=str(tmp_path / "m.parquet"))
+        assert (result.kept, result.quarantined) == (7, [])
+        rows = pq.read_table(tmp_path / "m.parquet").to_pylist()
+        made.append(
+            [{name: row[name] for name in ("content_sha256", "caption", "actions", "end_s")} for row in rows]
+        )
+    assert made[0] == made[1]
+    assert all(row["content_sha256"] for row in made[0])
+
+
+def test_a_clip_that_s3_does_not_have_is_quarantined(s3: LocalS3, clip_folder, tmp_path):
+    s3.put("a.mp4", (clip_folder / "bounce_0.mp4").read_bytes())
+    uri = s3.put("m.csv", b"video\na.mp4\ngone.mp4\n")
+    result = index_sources([uri], out=str(tmp_path / "m.parquet"))
+    assert result.kept == 1
+    assert result.quarantined == [
+        {"uri": s3.uri("gone.mp4"), "reason": f"{s3.uri('gone.mp4')}: no such object"}
+    ]
 
 
 def test_a_shard_on_s3_is_listed_without_reading_its_media(s3: LocalS3, tmp_path, monkeypatch):
