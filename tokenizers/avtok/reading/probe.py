@@ -49,18 +49,20 @@ def probe_media(uri: str) -> MediaInfo:
     with open_media(uri) as container:
         video, audio = best_streams(container)
         picture, sound = _Picture(video), _Sound(audio)
-        declared = Declared(container, num_bytes)
+        declared = Declared(container, path, num_bytes)
         read = {stream.index for stream in (video, audio) if stream is not None}
         for packet in packets(container, list(container.streams), faults):
             declared.add(packet)
-            if packet.stream_index not in read:
+            index = packet.stream.index  # the last packets, which empty the decoders, call themselves 0
+            if index not in read:
                 continue
-            is_picture = video is not None and packet.stream_index == video.index
+            is_picture = video is not None and index == video.index
             if is_picture:
                 picture.add_packet(packet)
                 if picture.is_known:
                     continue
             for frame in decode(packet, faults):
+                declared.num_corrupt += frame.is_corrupt
                 if isinstance(frame, av.VideoFrame):
                     picture.add_frame(frame)
                 elif isinstance(frame, av.AudioFrame):
