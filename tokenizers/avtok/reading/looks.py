@@ -34,7 +34,8 @@ def read_looks(uri: str, start_s: float, end_s: float, seek: bool = True) -> tup
 
     Pictures are as stored, not turned upright. Empty where nothing begins, and where nothing can be decoded.
     """
-    origin_s, faults = first_times_s(*identity(uri))[0], []
+    begin, faults = first_times_s(*identity(uri)), []
+    origin_s = begin.origin_s + begin.held_back_s  # of the stamps of pictures
     found: list[tuple[float, np.ndarray]] = []
     with open_media(uri) as container:
         stream = best_streams(container)[0]

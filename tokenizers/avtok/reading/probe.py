@@ -45,7 +45,7 @@ TURNS = {
 def probe_media(uri: str) -> MediaInfo:
     """Demux the whole file once, decode its sound and its first picture. ClipError if neither is usable."""
     path, num_bytes, changed_ns = identity(uri)
-    origin_s, faults = first_times_s(path, num_bytes, changed_ns)[0], []
+    origin_s, faults = first_times_s(path, num_bytes, changed_ns).origin_s, []
     with open_media(uri) as container:
         video, audio = best_streams(container)
         picture, sound = _Picture(video), _Sound(audio)
@@ -118,8 +118,9 @@ class _Picture:
         self.longest_gop = max(self.longest_gop, self.gop)
         if packet.is_discard:  # decoded before an edit begins, and never shown
             return
-        time_s, tick = float(stamp * packet.time_base), packet.time_base
-        self.span.add(time_s, float((packet.duration or 0) * tick))
+        up, down = packet.time_base.numerator, packet.time_base.denominator  # fractions are slow
+        time_s = stamp * up / down
+        self.span.add(time_s, (packet.duration or 0) * up / down)
         if not self.span.jump:
             self.intervals.add(time_s)
 
