@@ -22,7 +22,6 @@ def whole(tmp_path_factory) -> fuzz.Whole:
         return fuzz.Whole(path.name, path.read_bytes(), reader.probe(str(path)))
 
 
-@pytest.mark.media
 def test_150_broken_files_cost_no_job_no_time_and_no_silence():
     found = fuzz.fuzz(150, seed=11)
     assert (found.cases, found.crashes, found.hangs, found.silent_losses) == (150, [], [], [])

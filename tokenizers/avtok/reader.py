@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self, cast, get_args
 
 from avtok import decode
 from avtok.media import DecodedClip, Limits, MediaInfo
 
-BACKENDS = ("pyav", "torchcodec", "decord")
+Backend = Literal["pyav", "torchcodec", "decord"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 READING = ("avtok.reading", "avtok.decode")  # what a reader may call
 
 
@@ -63,20 +64,20 @@ def open_reader(backend: str = "pyav", *, limits: Limits | None) -> ClipReader:
         return SandboxedReader(limits, backend)
     if backend == "decord":
         raise ValueError("decord can hang for good: it decodes in a sandbox only; set data.sandbox to true")
-    return PlainReader(backend)
+    return PlainReader(cast(Backend, backend))
 
 
 class PlainReader:
     """Reads in this process: for files that are one's own."""
 
-    def __init__(self, backend: str = "pyav") -> None:
-        self.backend = backend
+    def __init__(self, backend: Backend = "pyav") -> None:
+        self.backend: Backend = backend
 
     def probe(self, uri: str) -> MediaInfo:
         return decode.probe(uri)
 
     def decode_clip(self, uri: str, **cut: Any) -> DecodedClip:
-        return decode.decode_clip(uri, **cut, **chosen(self.backend))
+        return decode.decode_clip(uri, **cut, backend=self.backend)
 
     def call(self, function: str, *args: Any, **kwargs: Any) -> Any:
         return find_function(function, READING)(*args, **kwargs)
@@ -95,10 +96,6 @@ class PlainReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def chosen(backend: str) -> dict[str, Any]:
-    return {} if backend == "pyav" else {"backend": backend}
 
 
 def find_function(name: str, packages: tuple[str, ...]) -> Callable[..., Any]:

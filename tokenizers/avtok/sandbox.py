@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import replace
+from math import prod
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,7 +23,7 @@ import numpy as np
 from avtok import wire
 from avtok.clock import frame_grid_s
 from avtok.media import ClipError, DecodedClip, Limits, MediaInfo
-from avtok.reader import READING, chosen
+from avtok.reader import READING
 from avtok.sandbox_process import BrokenProcessError, DecoderProcess
 
 RESULT_MB = 64  # of what is neither a probe nor a cut
@@ -58,25 +59,18 @@ class SandboxedReader:
     ) -> DecodedClip:
         if not 0 <= start_s < end_s:
             raise ClipError(f"{uri}: a cut needs 0 <= start < end, got {start_s} to {end_s} s")
-        cut = {
-            "start_s": start_s,
-            "end_s": end_s,
-            "fps": fps,
-            "size": tuple(size),
-            "sample_rate": sample_rate,
-        }
-        cut |= {"context_frames": context_frames, "context_samples": context_samples, "audio_uri": audio_uri}
+        cut = {"start_s": start_s, "end_s": end_s, "fps": fps, "size": tuple(size), "audio_uri": audio_uri}
+        cut |= {"sample_rate": sample_rate, "context_frames": context_frames}
+        cut |= {"context_samples": context_samples, "backend": self.backend}
         num_frames = len(frame_grid_s(start_s, end_s, fps=fps, context_frames=context_frames))
         video_shape = (num_frames, *size, 3)
         audio_shape = (context_samples + round((end_s - start_s) * sample_rate),)
-        num_bytes = int(np.prod(video_shape)) + 4 * audio_shape[0] + 2 * wire.ALIGN_BYTES
+        num_bytes = prod(video_shape) + 4 * audio_shape[0] + 2 * wire.ALIGN_BYTES
         if num_bytes > self.limits.memory_mb << 20:
             raise ClipError(
                 f"{uri}: the cut takes {num_bytes >> 20} MB, limits.memory_mb={self.limits.memory_mb}"
             )
-        clip = self._checked_call(
-            uri, "avtok.decode.decode_clip", (uri,), cut | chosen(self.backend), num_bytes
-        )
+        clip = self._checked_call(uri, "avtok.decode.decode_clip", (uri,), cut, num_bytes)
         if (
             not isinstance(clip, DecodedClip)
             or not _is(clip.video_THWC, video_shape, np.uint8)
