@@ -105,7 +105,8 @@ class ClipEncoder:
     def _encode_pieces(
         self, sample: Sample, paths: dict[str, str], geometry: Geometry, valid_s: float
     ) -> Arrays:
-        arrays: Arrays = {}
+        arrays, made = self.empty(geometry), set[str]()
+        context_frames, context_samples = self._context()
         for from_s, to_s in self._pieces(valid_s):
             began, read_before = time.perf_counter(), bytes_read(self.reader)
             clip = self.reader.decode_clip(
@@ -115,21 +116,28 @@ class ClipEncoder:
                 fps=self.data.fps,
                 size=geometry.size,
                 sample_rate=self.data.sample_rate,
-                context_frames=self.video.spec.left_context_units,
-                context_samples=self.audio.spec.left_context_units,
+                context_frames=context_frames,
+                context_samples=context_samples,
                 audio_uri=paths.get(sample.audio_uri),
             )
             decoded, num_read = time.perf_counter(), bytes_read(self.reader) - read_before
-            made = self._encode_piece(sample, clip, from_s, arrays, geometry)
+            parts = self._encode_piece(sample, clip, from_s, geometry)
+            for name, (first, values) in parts.items():
+                _put(arrays, name, first, values, sample.uri)
+            made |= parts.keys()
             self.metrics.encoded(
                 media_s=to_s - from_s,
                 decode_s=decoded - began,
                 encode_s=time.perf_counter() - decoded,
                 read_bytes=max(0, num_read),  # below 0 where another process took its place
                 pixel_bytes=0 if clip.video_THWC is None else clip.video_THWC.nbytes,
-                latent_bytes=made,
+                latent_bytes=sum(2 * values.numel() for _, values in parts.values()),
             )
-        return arrays
+        return {name: array for name, array in arrays.items() if name.removesuffix("_valid") in made}
+
+    def _context(self) -> tuple[int, int]:
+        """Frames and samples before a piece that its latents depend on."""
+        return self.video.spec.left_context_units, self.audio.spec.left_context_units
 
     def _pieces(self, valid_s: float) -> Iterator[tuple[float, float]]:
         """[from, to) of whole chunks, which are whole steps of both codecs. One where a step stands alone."""
@@ -142,11 +150,10 @@ class ClipEncoder:
             yield number * piece_s, min((number + 1) * piece_s, valid_s)
 
     def _encode_piece(
-        self, sample: Sample, clip: DecodedClip, from_s: float, arrays: Arrays, geometry: Geometry
-    ) -> int:
-        """Puts the latents and targets of a piece into their places; returns their bytes."""
+        self, sample: Sample, clip: DecodedClip, from_s: float, geometry: Geometry
+    ) -> dict[str, tuple[int, torch.Tensor]]:
+        """Name -> (first step, values of the piece)."""
         made: dict[str, tuple[int, torch.Tensor]] = {}
-        empty = self.empty(geometry)
         if sample.has_video and clip.video_THWC is not None:
             spec, context = self.video.spec, self.video.spec.steps_of_units(clip.context_frames)
             first = spec.steps_of_units(round(from_s * self.data.fps))
@@ -160,16 +167,12 @@ class ClipEncoder:
                 self.audio.encode(clip.audio_N, context_samples=clip.context_samples),
             )
             made |= self.targets.of_sound(clip.audio_N[clip.context_samples :], first)
-        for name, (first, values) in made.items():
-            _put(arrays, empty, name, first, values, sample.uri)
-        return sum(2 * values.numel() for _, values in made.values())
+        return made
 
 
-def _put(arrays: Arrays, empty: Arrays, name: str, first: int, values: torch.Tensor, uri: str) -> None:
-    half = values[: len(empty[name]) - first].half()
+def _put(arrays: Arrays, name: str, first: int, values: torch.Tensor, uri: str) -> None:
+    half = values[: len(arrays[name]) - first].half()
     if not torch.isfinite(half).all():
         raise ClipError(f"{uri}: its {name} latents are not finite")
-    for key in (name, f"{name}_valid"):
-        arrays.setdefault(key, empty[key])
     arrays[name][first : first + len(half)] = half.numpy()
     arrays[f"{name}_valid"][first : first + len(half)] = True

@@ -16,7 +16,8 @@ from ray_jobs.errors import UserError
 from ray_jobs.index import index_sources
 from ray_jobs.plan import PADDING, make_plan
 from ray_jobs.stages import ClipLatents, EncodeBatch, to_latent_batch
-from worldmodel.config import RunConfig
+from tests.avtok.small_encoders import dino, wav2vec
+from worldmodel.config import RunConfig, TargetConfig
 
 
 def with_data(cfg, **changed):
@@ -291,3 +292,59 @@ def test_held_out_batches_hold_held_out_clips_only(manifest, cfg):
     assert len(shapes) == len({plan.sample(i).bucket for i in ids})
     assert {plan.sample(i).split for i in ids} == {"held_out"}
     assert len(list(held_out_batches(plan, cfg, num_clips=1))) == 1
+
+
+@pytest.fixture
+def with_targets(cfg, tmp_path):
+    targets = (
+        TargetConfig(name="dino", encoder=str(dino(tmp_path / "dino"))),
+        TargetConfig(name="wav", encoder=str(wav2vec(tmp_path / "wav")), modality="audio"),
+    )
+    return with_data(cfg, targets=targets)
+
+
+def test_features_of_frozen_encoders_travel_with_the_latents(broken_plan, with_targets):
+    encode = EncodeBatch(broken_plan, with_targets)
+    batch = to_latent_batch(encode.encode_batch(0, 0, np.array([0, 2, 4, PADDING])))
+    assert set(batch.targets) == {"dino", "dino_valid", "wav", "wav_valid"}
+    assert batch.targets["dino"].shape == (4, 4, 4, 4, 16)  # steps, rows and columns of tokens
+    assert batch.targets["wav"].shape == (4, 64, 16)
+    assert batch.targets["dino"].dtype == torch.float16
+    for name in ("dino", "wav"):
+        valid_BT = batch.targets[f"{name}_valid"]
+        assert valid_BT.any(dim=1).tolist() == [True, False, True, False]
+        assert valid_BT[0].all()
+        assert not batch.targets[name][1].any()
+        assert batch.targets[name][0].any()
+    sample = broken_plan.sample(0)
+    clip = decode_clip(sample.uri, start_s=0, end_s=1, fps=16, size=(64, 64), sample_rate=16000)
+    dino_targets = encode.encoder.targets.pictures["target_dino"].encode(clip.video_THWC, [4] * 4, (4, 4))
+    assert torch.equal(batch.targets["dino"][0], dino_targets.half())
+
+
+def test_a_modality_that_is_absent_has_no_features(plan, with_targets):
+    encode = EncodeBatch(plan, with_targets)
+    silent, blind = (encode.encode(sample_of(plan, name)).arrays for name in ("muted.mp4", "no_picture.mp4"))
+    assert silent["target_dino_valid"].all()
+    assert not silent["target_wav_valid"].any()
+    assert not silent["target_wav"].any()
+    assert blind["target_wav_valid"].all()
+    assert blind["target_dino"].shape == (4, 1, 1, 16)
+    assert not blind["target_dino_valid"].any()
+
+
+def test_features_come_out_of_the_cache_as_they_went_in(plan, with_targets, tmp_path):
+    cached = with_cache(with_targets, tmp_path / "cache")
+    first, again = (EncodeBatch(plan, cached).encode(0) for _ in range(2))
+    assert (first.was_cached, again.was_cached) == (False, True)
+    assert_same(again.arrays, first.arrays)
+    assert again.arrays["target_dino"].any()
+    bare = EncodeBatch(plan, with_data(cached, targets=()))
+    assert not bare.encode(0).was_cached  # other targets, other files
+    assert len(bare.cache.files_of(plan.sample(0).content_sha256)) == 2
+
+
+def test_a_target_without_an_encoder_is_a_user_error_that_names_it(plan, cfg, tmp_path):
+    missing = with_data(cfg, targets=(TargetConfig(name="dino", encoder=str(tmp_path / "none")),))
+    with pytest.raises(UserError, match=rf"data\.targets: dino: {tmp_path}/none"):
+        EncodeBatch(plan, missing)
