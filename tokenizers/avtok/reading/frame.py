@@ -1,5 +1,8 @@
 """One decoded frame as it is shown: scaled, cropped, turned, in the R'G'B' of a standard screen."""
 
+# PyAV's planes are buffers; its stubs do not say so
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator

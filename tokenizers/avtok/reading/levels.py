@@ -1,5 +1,8 @@
 """Levels of a sound while it is decoded: EBU R128 loudness, peak, mean power, silence. Memory stays flat."""
 
+# PyAV's planes are buffers; its stubs do not say so
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from math import log10

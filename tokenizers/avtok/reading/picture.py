@@ -117,10 +117,11 @@ def _read_with(backend: str, uri: str, grid_s: np.ndarray, size: tuple[int, int]
     if table is None:
         return None
     screen = Screen(size, table.look.aspect, table.look.upright())
-    frames, video_THWC = module.frames_of(table), None
+    frames: Iterator[np.ndarray] = module.frames_of(table)
+    video_THWC: np.ndarray | None = None
     try:
         for index, place in enumerate(table.shown_T):
-            if index and place == table.shown_T[index - 1]:
+            if video_THWC is not None and place == table.shown_T[index - 1]:
                 video_THWC[index] = video_THWC[index - 1]
                 continue
             pixels_HWC = np.ascontiguousarray(next(frames))

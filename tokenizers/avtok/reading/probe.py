@@ -51,7 +51,8 @@ def probe_media(uri: str) -> MediaInfo:
         picture, sound = _Picture(video), _Sound(audio)
         declared = Declared(container, path, num_bytes)
         read = {stream.index for stream in (video, audio) if stream is not None}
-        for packet in packets(container, list(container.streams), faults):
+        every: list[Any] = list(container.streams)  # also what is not read declares a length
+        for packet in packets(container, every, faults):
             declared.add(packet)
             index = packet.stream.index  # the last packets, which empty the decoders, call themselves 0
             if index not in read:

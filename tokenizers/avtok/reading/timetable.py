@@ -27,9 +27,9 @@ from avtok.reading.frame import Look, pixel_aspect
 
 @dataclass(frozen=True)
 class Timetable:
-    """shown_T: for each time of the grid, a place in `stamps`. Stamps are in ticks, in order of presentation.
+    """shown_T: for each time of the grid, a place in `stamps`: ticks of the frames in order of presentation.
 
-    They include frames that an edit list hides; num_hidden counts those.
+    num_hidden counts frames besides, which an edit list hides.
     """
 
     path: str
@@ -47,8 +47,7 @@ def timetable(uri: str, grid_s: np.ndarray, backend: str) -> Timetable | None:
     origin_s, faults = first_times_s(*identity(uri)).origin_s, []
     first: av.VideoFrame | None = None
     stamps: list[int] = []
-    hidden: list[int] = []
-    end, last_dts = 0, None
+    num_hidden, end, last_dts = 0, 0, None
     with open_media(uri) as container:
         stream = best_streams(container)[0]
         if stream is None or stream.time_base is None:
@@ -59,7 +58,10 @@ def timetable(uri: str, grid_s: np.ndarray, backend: str) -> Timetable | None:
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is None:
                 continue  # the empty packet at the end
-            (hidden if packet.is_discard else stamps).append(stamp)
+            if packet.is_discard:
+                num_hidden += 1
+                continue
+            stamps.append(stamp)
             if stamps and packet.dts is not None and last_dts is not None and packet.dts < last_dts:
                 raise ClipError(f"{uri}: its clock jumps back, which {backend} does not follow; use pyav")
             last_dts = packet.dts if packet.dts is not None else last_dts
@@ -80,9 +82,7 @@ def timetable(uri: str, grid_s: np.ndarray, backend: str) -> Timetable | None:
     end_s, step_s = float(end * tick) - origin_s, float(grid_s[1] - grid_s[0]) if len(grid_s) > 1 else 0.0
     if end_s + max(step_s, 0.1) < grid_s[-1]:
         raise ClipError(f"{uri}: the picture ends at {end_s:.3f} s, the cut needs {grid_s[-1]:.3f} s")
-    shown = np.unique(stamps)
+    shown = np.sort(stamps)
     shown_s = shown * tick.numerator / tick.denominator - origin_s
-    at_T = np.searchsorted(shown_s, grid_s + slack_s(tick), side="right") - 1
-    known = np.unique([*stamps, *hidden])
-    places_T = np.searchsorted(known, shown[np.maximum(at_T, 0)])
-    return Timetable(identity(uri)[0], name, index, tick, known, len(hidden), places_T.tolist(), look)
+    at_T = np.maximum(np.searchsorted(shown_s, grid_s + slack_s(tick), side="right") - 1, 0)
+    return Timetable(identity(uri)[0], name, index, tick, shown, num_hidden, at_T.tolist(), look)

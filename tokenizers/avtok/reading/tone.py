@@ -6,7 +6,7 @@ curve of BT.2390 section 5.4 from 1000 down to 203 cd/m2, on the largest of R, G
 hue and saturation, stay -> the inverse of BT.1886.
 
 203 cd/m2 is the reference white of BT.2408: a screen's white shows what an HDR screen shows at that level.
-The curve leaves light below 92 cd/m2 alone and makes room for highlights above it, so reference white itself
+The curve leaves light below 88 cd/m2 alone and makes room for highlights above it, so reference white itself
 lands at REFERENCE_WHITE of 255, and 1000 cd/m2 at 255.
 """
 

@@ -15,8 +15,7 @@ _INSTALL = "pip install 'worldmodel[decoders]', and FFmpeg's shared libraries (D
 VideoDecoder: Any = None
 missing = ""
 try:
-    import torch
-    from torchcodec.decoders import VideoDecoder
+    from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
 except ImportError as error:
     missing = f"torchcodec is not installed ({error}); {_INSTALL}"
 except (RuntimeError, OSError) as error:  # what it raises where it finds no FFmpeg to load
@@ -27,6 +26,8 @@ def frames_of(table: Timetable) -> Iterator[np.ndarray]:
     """Upright [H, W, 3] of each new place: uint8, or uint16 code values where the light is mapped."""
     if missing:
         raise ClipError(missing)
+    import torch  # torchcodec has loaded it
+
     wide = not table.look.is_standard
     try:
         decoder = VideoDecoder(
@@ -41,11 +42,11 @@ def frames_of(table: Timetable) -> Iterator[np.ndarray]:
             if place == before:
                 continue
             before = place
-            # half a tick into the frame: the stamp itself may be rounded to the frame before
-            time_s = float((int(table.stamps[place]) + 0.5) * table.tick)
-            frame = decoder.get_frame_played_at(time_s)
-            if abs(frame.pts_seconds - float(int(table.stamps[place]) * table.tick)) > float(table.tick) / 2:
-                raise ClipError(f"it shows the frame of {frame.pts_seconds:.4f} s at {time_s:.4f} s")
+            frame, time_s = decoder.get_frame_at(place), float(int(table.stamps[place]) * table.tick)
+            if abs(frame.pts_seconds - time_s) > float(table.tick) / 2:
+                raise ClipError(
+                    f"it shows the frame of {frame.pts_seconds:.4f} s at {time_s:.4f} s; use pyav"
+                )
             pixels_HWC = frame.data.numpy()
             yield np.round(pixels_HWC * 65535).astype(np.uint16) if wide else pixels_HWC
     except (RuntimeError, IndexError, ValueError) as error:
