@@ -15,6 +15,7 @@ import ray
 from avtok.mux import write_clip
 from ray_jobs.index import index_sources
 from ray_jobs.plan import Plan, make_plan
+from tests.ray_jobs.label_models import save_wav2vec2
 from tests.ray_jobs.local_s3 import LocalS3, s3_server, s3_variables
 from tests.ray_jobs.two_nodes import TOKEN, TwoNodes, answers, free_port, ray_start, until
 from worldmodel.config import RunConfig
@@ -58,6 +59,13 @@ def media() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real clips at {folder}; set WORLDMODEL_MEDIA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tone_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a CTC model that reads the tones of `label_models.tone_speech`: seconds of training."""
+    pytest.importorskip("transformers", reason="needs the extra worldmodel[pretrained]")
+    return save_wav2vec2(tmp_path_factory.mktemp("models") / "tones", train_steps=75)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,7 @@ def tone_speech(rng: np.random.Generator, *, seconds: float) -> ToneSpeech:
     num = round(seconds * RATE_HZ)
     sound_N, letter_N = 0.003 * rng.standard_normal(num), np.zeros(num, dtype=np.int64)
     at, words = round(rng.uniform(0.1, 0.3) * RATE_HZ), []
-    while at < num - RATE_HZ:
+    while at < num - 1.1 * RATE_HZ:
         word, start = "", at
         for letter in rng.permutation(len(LETTERS))[: rng.integers(2, 5)]:
             length = round(rng.uniform(0.08, 0.16) * RATE_HZ)
@@ -281,8 +282,8 @@ def tone_speech(rng: np.random.Generator, *, seconds: float) -> ToneSpeech:
             word, at = word + LETTERS[letter], at + length
         words.append((word, start / RATE_HZ, at / RATE_HZ))
         at += round(rng.uniform(0.05, 0.15) * RATE_HZ)
-        breath = slice(at, at + round(0.06 * RATE_HZ))  # the delimiter between words is a low tone
-        sound_N[breath] += 0.2 * np.sin(2 * np.pi * 150 * np.arange(breath.stop - at) / RATE_HZ)
+        breath = slice(at, at + round(0.1 * RATE_HZ))  # the delimiter between words is a hiss
+        sound_N[breath] += 0.1 * rng.standard_normal(breath.stop - at)
         letter_N[breath] = 2
         at = breath.stop + round(rng.uniform(0.05, 0.15) * RATE_HZ)
     centres_T = np.arange((num - FRAME) // FRAME) * FRAME + FRAME // 2
@@ -309,3 +310,26 @@ def _train(model: nn.Module, *, steps: int, clips: int = 4, seconds: float = 2.0
         optimizer.step()
         schedule.step()
     model.eval()
+
+
+def write_clip_with_sound(path: Path, sound_N: np.ndarray, *, sound_start_s: float = 0.0) -> Path:
+    """A moving picture from time 0 and, from sound_start_s on, lossless sound."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=10)
+        video.height, video.width, video.pix_fmt = 32, 48, "yuv420p"
+        audio = container.add_stream("flac", rate=RATE_HZ, layout="mono")
+        assert isinstance(audio, av.AudioStream)
+        for i in range(round((sound_start_s + len(sound_N) / RATE_HZ) * 10)):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 9 * i % 256, np.uint8), format="rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        pcm_N = (sound_N * 32767).astype(np.int16)
+        for start in range(0, len(pcm_N), 1024):
+            block = av.AudioFrame.from_ndarray(pcm_N[None, start : start + 1024], format="s16", layout="mono")
+            block.sample_rate, block.time_base = RATE_HZ, Fraction(1, RATE_HZ)
+            block.pts = start + round(sound_start_s * RATE_HZ)
+            container.mux(audio.encode(block))
+        container.mux(audio.encode(None))
+    return path
