@@ -1,5 +1,6 @@
 import json
 import resource
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors import safe_open
 
 from avtok.decode import decode_clip
 from avtok.load import codec_spec, load_codec
+from ray_jobs import stores
 from ray_jobs.cache import cache_files, content_of
 from ray_jobs.dataset import held_out_batches
 from ray_jobs.errors import UserError
@@ -348,3 +350,49 @@ def test_a_target_without_an_encoder_is_a_user_error_that_names_it(plan, cfg, tm
     missing = with_data(cfg, targets=(TargetConfig(name="dino", encoder=str(tmp_path / "none")),))
     with pytest.raises(UserError, match=rf"data\.targets: dino: {tmp_path}/none"):
         EncodeBatch(plan, missing)
+
+
+def test_remote_media_and_members_of_tars_give_the_latents_of_local_files(s3, clip_folder, tmp_path, cfg):
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for name in ("bounce_0.mp4", "bounce_0.txt", "bounce_1.mp4"):
+            tar.add(clip_folder / name, name)
+    s3.put("shard.tar", (tmp_path / "shard.tar").read_bytes())
+    picture, sound = (
+        s3.put(name, (clip_folder / name).read_bytes()) for name in ("no_sound.mp4", "no_picture.mp4")
+    )
+    rows = [
+        {"video": s3.put("a/bounce 2.mp4", (clip_folder / "bounce_2.mp4").read_bytes())},
+        {"video": picture, "audio": sound},
+    ]
+    (tmp_path / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    index_sources([s3.uri("shard.tar"), str(tmp_path / "clips.jsonl")], out=str(tmp_path / "remote.parquet"))
+    local = [
+        *({"video": str(clip_folder / f"bounce_{n}.mp4")} for n in (0, 1, 2)),
+        {"video": str(clip_folder / "no_sound.mp4"), "audio": str(clip_folder / "no_picture.mp4")},
+    ]
+    (tmp_path / "local.jsonl").write_text("\n".join(map(json.dumps, local)), "utf-8")
+    index_sources([str(tmp_path / "local.jsonl")], out=str(tmp_path / "local.parquet"))
+    plans = [make_plan(str(tmp_path / f"{name}.parquet"), cfg) for name in ("remote", "local")]
+    assert plans[0].num_samples == plans[1].num_samples == 8
+    made = [EncodeBatch(plan, cfg) for plan in plans]
+    by_content = []
+    for plan, encode in zip(plans, made, strict=True):
+        clips = {}
+        for i in range(plan.num_samples):
+            sample = plan.sample(i)
+            clips[sample.content_sha256, sample.start_s] = encode.encode(i)
+        by_content.append(clips)
+    assert by_content[0].keys() == by_content[1].keys()
+    for key, clip in by_content[0].items():
+        assert clip.reason == ""
+        for name in ("video", "audio", "audio_valid", "video_valid"):
+            assert np.array_equal(clip.arrays[name], by_content[1][key].arrays[name])
+    gone = next(i for i in range(8) if plans[0].sample(i).uri.endswith("bounce 2.mp4"))
+    uri = plans[0].sample(gone).uri
+    s3.client.delete_object(Bucket=s3.bucket, Key="a/bounce 2.mp4")
+    (tmp_path / "spool").rename(tmp_path / "lost")
+    stores._keys.clear()
+    stores._spool.cache_clear()
+    reason = made[0].encode(gone).reason
+    assert reason.startswith(uri)
+    assert "no such" in reason
