@@ -6,8 +6,9 @@ them at a random place deep in the file. The flash is looked for in the frames o
 cross-correlation with the wavelet that was written, to a few hundredths of a sample, whatever the codec did.
 
 Prediction: no picture is off by more than one frame of the cut, and no click by more than one sample beyond
-half a tick of the container's clock. Loaders that number frames by the average rate, or start each stream at
-0, are off by the offset of the streams: up to a second here.
+half a tick of the container's clock (of the sound's samples, where stamps count those: a start of 0.35 s lies
+between two samples at 22050 Hz, and FFmpeg rounds it). Loaders that number frames by the average rate, or
+start each stream at 0, are off by the offset of the streams: up to a second here.
 
 A reader is held to what a file says. Run-in of an encoder that a container has no words for (transport and
 program streams, FLV, ASF, tracks of MP4 that start late, fragments) is heard as silence, so that the origin

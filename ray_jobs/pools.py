@@ -156,7 +156,7 @@ def with_sized_pool(plan: Plan, cfg: RunConfig, folder: RunFolder) -> RunConfig:
     """
     if cfg.data.decode_actors and not _is_on_gpu(cfg):
         return cfg
-    rows = rows_of(folder.path / "metrics.jsonl")
+    rows = rows_of(folder.metrics)
     clips_per_s = demand(cfg, rows=rows) or demand(cfg, flops_per_step=flops_of(cfg))
     actors = cfg.data.decode_actors
     if actors:

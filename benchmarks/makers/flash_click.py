@@ -68,7 +68,7 @@ class Written:
 
     They are what the file says, which is not always what was meant: FFmpeg's muxer cuts the start of a track
     down to whole milliseconds, and AVI has no start of a track at all. moved_s: by how much that moved the
-    click against the flash. tick_s: the coarsest clock that places the click, 0 for one that counts samples.
+    click against the flash. tick_s: the coarsest clock that places the click; that of the samples at least.
     heard_priming_s: run-in of the encoder that no reader can know.
     """
 
@@ -145,7 +145,8 @@ def _stated(case: Case, path: Path, event_s: float, first_picture_s: float, firs
         flash_s += ceil(lead_s * rate) / float(rate)
         click_s, sound_starts_s = click_s + lead_s, 0.0
     origin_s = min(picture_starts_s, sound_starts_s)
-    return Written(path, flash_s - origin_s, click_s - origin_s, kind.tick_s, lead_s, click_s - flash_s)
+    tick_s = max(kind.tick_s, 1 / case.sample_rate)
+    return Written(path, flash_s - origin_s, click_s - origin_s, tick_s, lead_s, click_s - flash_s)
 
 
 def _truncated(time_s: float, clock_hz: int) -> float:

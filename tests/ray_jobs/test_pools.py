@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +25,10 @@ from ray_jobs.pools import (
     num_actors,
     stall_fraction,
     starvation,
+    with_sized_pool,
 )
 from ray_jobs.preflight import check_given
+from ray_jobs.run_folder import RunFolder
 from ray_jobs.tokenize import by_file, tokenize
 from worldmodel.load_config import load_config
 
@@ -210,3 +213,27 @@ def test_tokenize_skips_what_is_there_without_opening_it_and_tells_its_bytes(
         file.write_bytes(b"")  # would have to be encoded anew, were it read
     again = tokenize(cached, broken_plan)
     assert (again["encoded"], again["cached"], again["bytes"]) == (0, len(files), 0)
+
+
+@pytest.mark.ray
+def test_a_pool_of_zero_actors_is_measured_and_a_number_stays(ray_cluster, plan, cfg, tmp_path, caplog):
+    small = load_config(
+        None,
+        [
+            *(f"storage={tmp_path}", "name=sized", f"data.manifest={cfg.data.manifest}", "data.clip_s=1.0"),
+            *("data.decode_actors=0", "train.workers=1", "model.depth=1", "model.width=48"),
+            *("model.head_dim=48", "train.device=cpu", "rollout.prefix_s=0.5"),
+        ],
+    )
+    folder = RunFolder(small)
+    folder.make()
+    slow, fast = ([{"loss": 1.0, "step_s": step_s, "stall_fraction": 0.0}] * 8 for step_s in (60.0, 1e-4))
+    sizes = []
+    for rows in (slow, fast):
+        folder.metrics.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+        caplog.clear()
+        sizes.append(with_sized_pool(plan, small, folder).data.decode_actors)
+    assert sizes == [1, 14]  # as many as eight CPUs hold beside training
+    assert "training would wait" in caplog.text
+    given = small.model_copy(update={"data": small.data.model_copy(update={"decode_actors": 3})})
+    assert with_sized_pool(plan, given, folder) is given
