@@ -25,7 +25,7 @@ def index(
     ],
     out: Annotated[Path, typer.Option(help="Parquet manifest to write")],
     shots: Annotated[
-        bool, typer.Option("--shots", help="a row for each shot (needs worldmodel[filters])")
+        bool, typer.Option("--shots", help="a row for each shot (needs the extra filters)")
     ] = False,
     min_shot_s: Annotated[
         float, typer.Option("--min-shot", min=0, help="seconds; shorter shots are left out")

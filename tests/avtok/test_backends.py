@@ -174,20 +174,35 @@ def test_a_backend_that_is_not_there_says_what_to_install(tmp_path, backend, fau
 # What the real clips are refused for; all others show PyAV's frames.
 REFUSED = {
     "torchcodec": {
+        "flipped_bytes_from_friday.mp4",
+        "gradio_b.avi",
+        "roadtrip-vp92-10bit.webm",
         "sample_edit_list_no_sync_frame_before_edit.mp4",
         "sample_h262_mpeg_audio.ts",
         "sample_vvc.mp4",
-        "trim_optimization_failure.mp4",
-        "flipped_bytes_from_friday.mp4",
+        "tree.avi",
         "ts_cut_midpacket_from_friday.ts",
         "ts_discontinuity_from_friday.ts",
-        "bug_video_640.mp4",
-        "gradio_b.avi",
-        "movie-hello.avi",
-        "tree.avi",
-        "grid_bbaf2n.mpg",
     },
-    "decord": set(),
+    "decord": {
+        "av1_video.mkv",
+        "bt2020_10bit.mp4",
+        "discard_first_keyframe.mp4",
+        "dolbyVision-hdr.MOV",
+        "flipped_bytes_from_friday.mp4",
+        "gradio_b.avi",
+        "hlg10-color-test.mp4",
+        "roadtrip-vp92-10bit.webm",
+        "sample_av1.mp4",
+        "sample_edit_list.mp4",
+        "sample_edit_list_no_sync_frame_before_edit.mp4",
+        "sample_edit_list_only_preroll_sync_sample.mp4",
+        "sample_h262_mpeg_audio.ts",
+        "sample_vvc.mp4",
+        "tree.avi",
+        "ts_cut_midpacket_from_friday.ts",
+        "ts_discontinuity_from_friday.ts",
+    },
 }
 
 
