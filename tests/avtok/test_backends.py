@@ -234,4 +234,4 @@ def test_real_clips_show_the_same_frames(media_folder, readers, backend):
             assert own <= errors.min() + 0.5, f"{path.name}: another frame at {index}"
             assert own < 4, path.name
     assert set(refused) == REFUSED[backend], refused
-    assert all(backend in said for said in refused.values()), refused
+    assert not [said for said in refused.values() if f": {backend}" not in said and "use pyav" not in said]
