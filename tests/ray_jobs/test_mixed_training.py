@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +80,17 @@ def config(storage: Path, sources: dict[str, Path], workers: int) -> RunConfig:
     )
 
 
-def test_kinds_lengths_sizes_and_phases_train_as_one_stream_and_resume_on_fewer_workers(
-    sources, tmp_path, monkeypatch
-):
-    monkeypatch.setenv(FAILPOINT, "kill:rank1:step7")  # before Ray starts: workers inherit it; it hits once
-    ray.shutdown()
+@pytest.fixture
+def dying_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Workers inherit the environment that Ray was started with; the second rank dies once, at step 7."""
+    monkeypatch.setenv(FAILPOINT, "kill:rank1:step7")
     connect(num_cpus=8)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("dying_cluster")
+def test_kinds_lengths_sizes_and_phases_train_as_one_stream_and_resume_on_fewer_workers(sources, tmp_path):
     two, one = (config(tmp_path, sources, workers) for workers in (2, 1))
     with pytest.raises(JobError, match=r"last commit: step-000000[46]"):  # 6, if Ray entered it in time
         run_training(two, command="pytest")
