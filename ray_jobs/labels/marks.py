@@ -172,12 +172,18 @@ def _without_times(row: Row) -> Row:
 
 
 def _may_write(row: Row, field: str, found: Made | LeftOut) -> bool:
+    if field == "transcript" and is_human(row, "speech"):
+        return False  # people said in `speech` what is said
     if not is_human(row, field):
         return True
     if field != "speech" or not isinstance(found, Made) or not _untimed_by_people(row):
         return False
-    told = " ".join(str(cue["text"]) for cue in json.loads(found.value))
-    return told.split() == words_of(row).split()  # times are added, no word is changed
+    told, theirs = json.loads(found.value), cues_of(row)
+    return _words(told) == _words(theirs)  # times are added, no word is changed
+
+
+def _words(cues: list[dict[str, Any]]) -> list[str]:
+    return " ".join(str(cue.get("text", "")) for cue in cues).split()
 
 
 def _has_times(row: Row) -> bool:

