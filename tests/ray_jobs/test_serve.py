@@ -77,16 +77,21 @@ def test_progress_is_that_of_the_chunks_and_others_are_answered_meanwhile(client
     assert answered_s < took_s / 2
 
 
-def test_two_replicas_make_two_clips_at_once(client):
+def are_made_at_once(client) -> bool:
+    """Whether two clips that were asked for together were ever both in the making; both become whole."""
     names = [client.post({"prompt": PROMPT, "seconds": 3, "steps": 30}).json["id"] for _ in range(2)]
-    ends_at = time.monotonic() + 60
-    while time.monotonic() < ends_at:
+    together, states = False, [{"status": "queued"}]
+    while not together and "completed" not in [state["status"] for state in states]:
         states = [client.ask("GET", f"/v1/videos/{name}").json for name in names]
-        if all(state["status"] == "in_progress" and state["progress"] > 0 for state in states):
-            break
-        assert "completed" not in [state["status"] for state in states]
+        together = all(state["status"] == "in_progress" and state["progress"] > 0 for state in states)
     for name in names:
         assert client.follow(name)[-1]["status"] == "completed"
+    return together
+
+
+def test_two_replicas_make_two_clips_at_once(client):
+    # now and then Ray's router gives both to one replica, by queue lengths that it read a moment before
+    assert any(are_made_at_once(client) for _ in range(4))
 
 
 def test_a_clip_whose_replica_dies_is_made_by_another(client):
