@@ -70,13 +70,13 @@ def run(smoke: bool) -> Measured:
 
     variants = {}
     for name in ("recipe", "Muon for matrices") if smoke else VARIANTS:
-        variants[name] = _variant(name, steps=6 if smoke else VARIANT_STEPS, smoke=smoke, say=say)
+        variants[name] = _variant(name, steps=3 if smoke else VARIANT_STEPS, smoke=smoke, say=say)
         say(json.dumps({"variant": name, **variants[name]}))
 
     began = _cpu_minutes()
     clips = _clips(_recipe([]), 16 if smoke else CLIPS)
     left = CPU_MINUTES - (_cpu_minutes() - began)
-    cfg = _recipe([f"train.steps={6 if smoke else _affordable(variants['recipe'], left)}"])
+    cfg = _recipe([f"train.steps={3 if smoke else _affordable(variants['recipe'], left)}"])
     engine = _train(cfg, clips, None, say=say)
     cpu_minutes = _cpu_minutes() - began
     seeds = range(2 * HELD_OUT_SEED, 2 * HELD_OUT_SEED + (4 if smoke else EPISODES))
@@ -109,11 +109,12 @@ def _recipe(overrides: list[str]) -> RunConfig:
 def _variant(name: str, *, steps: int, smoke: bool, say: Callable[[str], None]) -> dict[str, float]:
     cfg = _recipe([f"train.steps={steps}", *VARIANTS[name]])
     clips = _clips(cfg, 16 if smoke else VARIANT_CLIPS)
-    held_out = _clips(cfg, HELD_OUT, first=HELD_OUT_SEED)
+    held_out_clips = 8 if smoke else HELD_OUT
+    held_out = _clips(cfg, held_out_clips, first=HELD_OUT_SEED)
     began = _cpu_minutes()
     engine = _train(cfg, clips, _muon if name.startswith("Muon") else None, say=say)
     minutes = _cpu_minutes() - began
-    error = history_error(_average(engine, cfg), held_out.batches(cfg, num_clips=HELD_OUT), cfg)
+    error = history_error(_average(engine, cfg), held_out.batches(cfg, num_clips=held_out_clips), cfg)
     return {**error, "steps": cfg.train.steps, "cpu_minutes": minutes}
 
 

@@ -63,12 +63,14 @@ def histogram(
 
 def bars(counts: dict[str, int], *, most: int = 8) -> str:
     """Counts as rows of HTML, the largest first; what is beyond `most` is added up."""
-    shown = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    shown = sorted(((n, c) for n, c in counts.items() if c), key=lambda each: (-each[1], each[0]))
+    if not shown:
+        return '<p class="rest">none</p>'
     rest = sum(count for _, count in shown[most:])
     rows = shown[:most] + (
         [(f"{len(shown) - most} other{'s' * (len(shown) > most + 1)}", rest)] if rest else []
     )
-    top = max((count for _, count in rows), default=1)
+    top = max(count for _, count in rows)
     cells = "".join(
         f'<tr><td>{escape(name)}</td><td class="amount"><i style="width:{100 * count / top:.1f}%"></i></td>'
         f"<td>{count:,}</td></tr>"

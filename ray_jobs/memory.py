@@ -20,7 +20,7 @@ class SessionMemory:
 
     A session is what one leader started (Popen(start_new_session=True); its pid is the session id). Ray puts
     its workers into process groups of their own, and daemons may outlive their parents, but none leaves the
-    session. PSS counts a page shared by n processes as 1/n in each, so shared object store and library pages
+    session; a decoder begins one of its own, and dies with its parent. PSS counts a page shared by n processes as 1/n in each, so shared object store and library pages
     are counted once in the sum.
     """
 
@@ -60,14 +60,23 @@ class SessionMemory:
 
 
 def session_pids(session_id: int) -> list[int]:
-    """Processes of a session that are alive now."""
-    return [pid for pid in psutil.pids() if _session_of(pid) == session_id]
+    """Processes of a session that are alive now, and their children with sessions of their own: decoders."""
+    pids = psutil.pids()
+    inside = {pid for pid in pids if _session_of(pid) == session_id}
+    return [pid for pid in pids if pid in inside or _parent_of(pid) in inside]
 
 
 def _session_of(pid: int) -> int:
     try:
         return os.getsid(pid)
     except (ProcessLookupError, PermissionError):  # it ended a moment ago, or is another user's
+        return -1
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.NoSuchProcess:
         return -1
 
 

@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ TITLES = {
     "decoder": "avtok.sandbox",
 }
 LONGEST_DELAY_S = 0.5  # after the chosen step was trained: inside the next step or its commit
+# Reading a small plan is over before it is trained: these are killed this long at most after they are there.
+READERS, LONGEST_READING_S = ("decoder", "tokenizer"), 1.5
 LIMIT_S = 600.0
 POLL_S = 0.01
 MAX_STARTS = 5  # of one job by its driver, which gives the same command again when the job breaks
@@ -77,10 +80,17 @@ class Drivers:
         """False when there was nobody to kill."""
         if victim == "driver":
             return self._kill_driver()
-        pids = [pid for pid in session_pids(self.process.pid) if TITLES[victim] in _title(pid)]
-        if pids:
-            os.kill(moments.choice(sorted(pids)), signal.SIGKILL)
-        return bool(pids)
+        pids = self.present(victim)
+        if not pids:
+            return False
+        try:
+            os.kill(moments.choice(pids), signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def present(self, victim: str) -> list[int]:
+        return sorted(pid for pid in session_pids(self.process.pid) if TITLES[victim] in _title(pid))
 
     def _kill_driver(self) -> bool:
         self.process.kill()
@@ -98,14 +108,18 @@ class Drivers:
         """Kills what is left of the sessions that were started here."""
         for session in self.sessions:
             for pid in session_pids(session):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # a decoder goes with its parent
+                    os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
 
 def run_and_kill(
     folder: Path, name: str, planned: tuple[str, ...], moments: random.Random, drivers: Drivers
 ) -> dict[str, Any]:
-    """Runs one job, kills each victim at a random moment of the step that it is due in, and judges."""
+    """Runs one job, kills each victim at a random moment, and judges.
+
+    Readers die while they read, all others in the step, or the commit after it, that they are due in.
+    """
     began = time.monotonic()
     cfg = config_of(folder, name)
     done, place = folder / "done" / f"{name}.json", folder / "trace" / name
@@ -115,8 +129,12 @@ def run_and_kill(
         before = {file.name for file in place.iterdir()}
         restored = _steps_at(group)
         step = moments.randrange(restored, max(restored + 1, cfg.train.steps - 2))
-        delay_s = moments.uniform(0, LONGEST_DELAY_S)
-        _wait(drivers, lambda at=step, group=group: _steps_at(group) > at)
+        if victim in READERS:
+            delay_s = moments.uniform(0, LONGEST_READING_S)
+            _wait(drivers, lambda v=victim: drivers.present(v) or done.exists())
+        else:
+            delay_s = moments.uniform(0, LONGEST_DELAY_S)
+            _wait(drivers, lambda at=step, group=group: _steps_at(group) > at)
         time.sleep(delay_s)
         trained = _steps_at(group)
         hit = not done.exists() and drivers.kill(victim, moments)
@@ -125,7 +143,7 @@ def run_and_kill(
         )
         if done.exists():
             break
-        if victim not in ("decoder", "tokenizer"):  # the others take the worker group with them
+        if victim not in READERS:  # the others take the worker group with them
             _wait(drivers, lambda before=before: done.exists() or _present_group(place, besides=before))
     _wait(drivers, done.exists)
     plan = Plan.load(folder / "runs" / name / "plan.parquet")

@@ -320,6 +320,22 @@ def test_an_interrupted_call_is_not_answered_to_the_next_one(faulty):
         assert reader.call("faulty_decoder.fine", "b") == "b"
 
 
+def test_memory_stays_where_it_is_over_many_cuts_of_large_frames(tmp_path):
+    frames_THWC = np.full((8, 1080, 1920, 3), 90, np.uint8)
+    for number in range(4):
+        write_clip(tmp_path / f"{number}.mp4", frames_THWC, None, fps=16, sample_rate=16000)
+    grown, highest = [], 0
+    with SandboxedReader(Limits(seconds=20)) as reader:
+        for number in range(48):
+            at_s = number % 3 / 8
+            cut = CUT | {"start_s": at_s, "end_s": at_s + 0.2}
+            reader.decode_clip(str(tmp_path / f"{number % 4}.mp4"), **cut)
+            highest = max(highest, psutil.Process(reader.pid).memory_info().rss)
+            if number % 16 == 15:
+                grown.append(highest)
+    assert grown[2] - grown[0] < 2 * frames_THWC[0].nbytes
+
+
 def test_many_calls_leave_nothing_behind(faulty, clip):
     def left() -> tuple[int, int, list[str], int]:
         maps = Path("/proc/self/maps").read_text().count("memfd:")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -142,6 +143,25 @@ time.sleep(60)
     assert len(pids) == 2
     assert 96 * MB < memory.peak_bytes < 140 * MB
     assert len(memory.samples) > 1
+
+
+def test_a_session_s_processes_are_also_children_with_sessions_of_their_own() -> None:
+    program = """
+import subprocess
+child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+print(child.pid, flush=True)
+child.wait()
+"""
+    leader = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert leader.stdout is not None
+        child = int(leader.stdout.readline())
+        assert sorted(session_pids(leader.pid)) == sorted([leader.pid, child])
+    finally:
+        os.kill(child, signal.SIGKILL)
+        leader.wait()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Commands and snippets of the pages for researchers and simulation teams, as they stand, made small."""
+"""Commands and snippets of the pages that users read, as they stand, made small."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from ray_jobs.bench import known_benchmarks
 from ray_jobs.runtime_env import ROOT
+from tests.ray_jobs.filter_clips import melody, moving, write
 from tests.ray_jobs.test_cli_errors import worldmodel
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -35,6 +36,8 @@ ELSEWHERE = {  # by commands that a test of their own runs
     "doctor": "test_infrastructure_page.py",
     "submit": "test_infrastructure_page.py",
     "tokenizer": "test_tokenizer_train.py",
+    "label": "test_labels_models.py",
+    "s3:": "test_sources_remote.py",
 }
 STANDS_FOR = {"CONFIG": str(ROOT / "configs" / "debug_cpu.yaml"), "RUN": "pusher", "IMAGE": "worldmodel:1"}
 
@@ -67,6 +70,25 @@ def test_each_command_of_a_page_runs(page, tmp_path):
         assert done.returncode == 0, (words, done.stderr[-2000:])
         ran += 1
     assert ran >= 3
+
+
+def test_each_command_of_the_page_of_data_runs(tmp_path):
+    (tmp_path / "clips").mkdir()
+    for number in range(3):
+        write(tmp_path / "clips" / f"{number}.mp4", moving(number, 25), melody(number, 1.0))
+    (tmp_path / "more.csv").write_text("video,caption\nclips/2.mp4,blobs drift\n")
+    ran = []
+    for words in commands("docs/data.md"):
+        if words[0] in ELSEWHERE:
+            continue
+        if words[0] == "forget":
+            (tmp_path / "runs").mkdir()
+            (tmp_path / "ids.txt").write_text(f"{tmp_path}/clips/0.mp4\n")
+        done = worldmodel(*(word for word in words if not word.startswith("s3:")), cwd=tmp_path)
+        assert done.returncode == 0, (words, done.stderr[-2000:])
+        ran.append(" ".join(words[:2] if words[0] == "data" else words[:1]))
+    assert ran == ["index", "index", "data table", "data stats", "forget"]
+    assert (tmp_path / "data.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/researchers.md", "docs/environments.md"])

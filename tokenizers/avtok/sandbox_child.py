@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import mmap
 import os
@@ -40,8 +41,9 @@ def main() -> None:
     _confine(limits)
     with socket.socket(fileno=settings["socket"]) as parent:
         parent.sendall(wire.dump({"ready": True}))
+        gc.freeze()  # what is there now stays, so that a collection is short
         while _serve_one(parent, tuple(settings["packages"]), limits):
-            pass
+            gc.collect()  # while the parent works: PyAV's objects point at each other and hold frames
 
 
 def _die_with_parent(parent: int) -> None:
