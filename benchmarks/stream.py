@@ -10,8 +10,6 @@ bytes of the frames that it gives, at the worse of two places: in a process, and
 spill_bytes: what Ray wrote to disk over all of it.
 cores_per_gpu: cores that decode and encode, without a cache, as fast as one GPU of a data centre trains
 configs/av_300m.yaml: seconds of a core for a clip as measured here, and the dry run's FLOPs at 400 TFLOP/s.
-memory_mb_per_1000_clips (raw): how the PSS of driver, actors, decoders and trainer grows over the second
-half of the job without a cache, by least squares.
 
 Prediction: a cached step waits for one file a clip, 0.01; without, decoding 1080p takes more than the core
 that training leaves, 0.3 to 0.6. The store holds masks, times and actions besides latents: 1.05. A decoder
@@ -26,23 +24,15 @@ import pickle
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
-
+from benchmarks.makers.films import write_film
 from ray_jobs.bench import Measured
 from ray_jobs.pools import GPU_FLOPS, demand, flops_of, measure_cost
 from ray_jobs.runtime_env import ROOT
 
-HEIGHT, WIDTH, FPS, RATE = 1080, 1920, 30, 48000
 WARM_STEPS, STREAM_STEPS = 4, 8
-SAMPLE_EVERY_S = 1.0
 
 
 def run(smoke: bool) -> Measured:
@@ -61,10 +51,9 @@ def run(smoke: bool) -> Measured:
             write_film(folder / "clips" / f"{number}.mp4", seconds, seed=number)
         connect(None)
         stalls: dict[str, list[float]] = {}
-        with memory_sampled() as samples:
-            cfg = job_of(folder, "uncached", steps)
-            run_training(cfg, command="benchmarks/stream.py")
-            stalls["uncached"] = stall_of(RunFolder(cfg).path / "metrics.jsonl", smoke)
+        cfg = job_of(folder, "uncached", steps)
+        run_training(cfg, command="benchmarks/stream.py")
+        stalls["uncached"] = stall_of(RunFolder(cfg).path / "metrics.jsonl", smoke)
         cached = job_of(folder, "cached", steps, f"data.cache={folder / 'cache'}")
         _, plan, _ = prepare(cached, "benchmarks/stream.py")
         filled = tokenize(cached, plan)
@@ -90,8 +79,6 @@ def run(smoke: bool) -> Measured:
             "decode_peak_over_pixels": peaks,
             "cost": cost,
             "tokenize": {key: value for key, value in filled.items() if key != "quarantined"},
-            "memory_mb_per_1000_clips": slopes(samples, clips=steps * 8),
-            "memory_mb": samples,
         },
         n=steps - (1 if smoke else WARM_STEPS),
         baseline={"bare_store": 1.0, "bare_peak": 1.0, "assumed_gpu_flops": GPU_FLOPS},
@@ -112,38 +99,6 @@ def job_of(folder: Path, name: str, steps: int, *options: str) -> Any:
             *options,
         ],
     )
-
-
-def write_film(path: Path, seconds: float, *, seed: int) -> None:
-    """Texture that drifts, and noise: what an encoder of films has to spend bits on."""
-    import av
-
-    random = np.random.default_rng(seed)
-    texture = (
-        random.integers(0, 256, (HEIGHT // 8 + 60, WIDTH // 8 + 60, 3), dtype=np.uint8)
-        .repeat(8, 0)
-        .repeat(8, 1)
-    )
-    tone = 0.3 * np.sin(2 * np.pi * (200 + 50 * seed) * np.arange(round(seconds * RATE)) / RATE)
-    with av.open(str(path), "w") as container:
-        picture = container.add_stream(
-            "libx264", rate=FPS, options={"preset": "ultrafast", "crf": "26", "g": "60"}
-        )
-        picture.width, picture.height, picture.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        sound = container.add_stream("aac", rate=RATE, layout="mono")
-        for number in range(round(seconds * FPS)):
-            x, y = 2 * number % 400, number % 300
-            frame = av.VideoFrame.from_ndarray(
-                np.ascontiguousarray(texture[y : y + HEIGHT, x : x + WIDTH]), format="rgb24"
-            )
-            container.mux(picture.encode(frame))
-        container.mux(picture.encode(None))
-        for start in range(0, len(tone), 1024):
-            block = np.ascontiguousarray(tone[None, start : start + 1024], dtype=np.float32)
-            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = RATE, start
-            container.mux(sound.encode(frame))
-        container.mux(sound.encode(None))
 
 
 def stall_of(metrics: Path, smoke: bool) -> list[list[float]]:
@@ -251,59 +206,4 @@ def cores_per_gpu(folder: Path, *, clips: int) -> dict[str, float]:
         "encode_core_s_per_clip": cost.encode_s,
         "media_s_per_core_s": cfg.data.clip_s / cost.cores_s,
         "clips_are_real": float(are_real),
-    }
-
-
-@contextmanager
-def memory_sampled() -> Iterator[list[dict[str, float]]]:
-    """PSS in MB, by kind of process, of this process and all that it started, every second."""
-    samples: list[dict[str, float]] = []
-    done = threading.Event()
-
-    def sample() -> None:
-        while not done.wait(SAMPLE_EVERY_S):
-            samples.append({"at_s": time.monotonic(), **memory_mb()})
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        done.set()
-        thread.join()
-
-
-def memory_mb() -> dict[str, float]:
-    found = {"driver": 0.0, "actor": 0.0, "decoder": 0.0, "trainer": 0.0}
-    own = psutil.Process()
-    for process in [own, *own.children(recursive=True)]:
-        try:
-            command = " ".join(process.cmdline())
-            kind = "driver" if process.pid == own.pid else kind_of(command)
-            if kind:
-                found[kind] += process.memory_full_info().pss / 1e6
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
-def kind_of(command: str) -> str:
-    if "avtok.sandbox_child" in command:
-        return "decoder"
-    if "MapWorker" in command:
-        return "actor"
-    return "trainer" if "TrainWorker" in command else ""
-
-
-def slopes(samples: list[dict[str, float]], *, clips: int) -> dict[str, float]:
-    """MB of growth for a thousand clips, over the second half of what was sampled while training ran."""
-    training = [s for s in samples if s["trainer"] and s["decoder"]]
-    late = training[len(training) // 2 :]
-    if len(late) < 3:
-        return {}
-    per_s = clips / max(1e-9, training[-1]["at_s"] - training[0]["at_s"])
-    at_s = np.array([s["at_s"] for s in late])
-    return {
-        kind: float(np.polyfit(at_s, [s[kind] for s in late], 1)[0] / per_s * 1000)
-        for kind in ("driver", "actor", "decoder", "trainer")
     }

@@ -20,8 +20,8 @@ class SessionMemory:
 
     A session is what one leader started (Popen(start_new_session=True); its pid is the session id). Ray puts
     its workers into process groups of their own, and daemons may outlive their parents, but none leaves the
-    session; a decoder begins one of its own, and dies with its parent. PSS counts a page shared by n processes as 1/n in each, so shared object store and library pages
-    are counted once in the sum.
+    session; a decoder begins one of its own, and dies with its parent. PSS counts a page shared by n
+    processes as 1/n in each, so shared object store and library pages are counted once in the sum.
     """
 
     def __init__(self, session_id: int, *, every_s: float = SAMPLE_EVERY_S) -> None:
