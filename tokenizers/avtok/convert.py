@@ -30,7 +30,9 @@ def to_mono(data: np.ndarray, *, sample_format: str, channels: int) -> np.ndarra
     if kind in _PCM_SCALE:
         return (mono_N / _PCM_SCALE[kind]).astype(np.float32)
     # broken float streams hold any number, and one of them would spoil all that the resampler reaches
-    return np.clip(np.nan_to_num(mono_N), -_LOUDEST, _LOUDEST).astype(np.float32)
+    if not np.isfinite(mono_N).all():
+        mono_N = np.nan_to_num(mono_N)
+    return mono_N.clip(-_LOUDEST, _LOUDEST).astype(np.float32)
 
 
 def resampled(samples_N: np.ndarray, source_rate: int, rate: int, *, late: float = 0.0) -> np.ndarray:
