@@ -69,7 +69,7 @@ def run(smoke: bool) -> Measured:
             "stray": sum(row["stray"] for row in rows),
             "kills": dict(hits),
         },
-        raw={"runs": rows, "driver_starts": drivers.starts},
+        raw=json.loads(json.dumps({"runs": rows, "driver_starts": drivers.starts}).replace(place, PLACE)),
         n=len(rows),
         config=config,
         log="".join(map(_line, rows))
