@@ -71,6 +71,7 @@ def test_outside_a_checkout_it_says_what_to_do(tmp_path: Path) -> None:
 def test_the_promised_benchmarks_are_there() -> None:
     promised = {"demo", "zero3_parity", "resume", "render", "codecs", "learn", "stack", "shipped"}
     promised |= {"speech", "prompt_following", "actions", "env", "serve", "same_seed"}
+    promised |= {"decode", "stream", "plan", "sync", "fuzz", "kill_data", "memory"}
     assert promised <= set(known_benchmarks())
 
 
