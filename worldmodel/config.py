@@ -279,6 +279,12 @@ class TrainConfig(Part):
     )
     precision: Literal["bf16", "fp32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: Literal["auto", "always", "never"] = Field(
+        default="auto", description="torch.compile the blocks, with FlexAttention; auto: on a GPU"
+    )
+    recompute: bool = Field(
+        default=False, description="keep only what goes into a block and compute it again for backward"
+    )
     threads: int = Field(default=1, ge=1, description="CPU threads of one worker")
     gather: Literal["block", "step"] = Field(
         default="block",

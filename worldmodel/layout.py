@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -18,6 +19,7 @@ from worldmodel.config import RunConfig
 TEXT, ACTION, VIDEO, AUDIO = 0, 1, 2, 3
 MODALITIES = ("text", "action", "video", "audio")
 LEARNED = ("video", "audio")  # what is denoised; the others are conditions
+PerToken = Literal["modality_L", "chunk_L", "positions_L3", "level_slot_L"]
 SPEECH_BYTES_PER_S = 14.0  # English at 150 to 180 words a minute
 
 
@@ -96,7 +98,7 @@ class Layout:
         are."""
         _, steps, height, width, _ = video_BTHWC.shape
         grid = (height // self.patch[0], width // self.patch[1])
-        return replace(self, num_chunks=steps // self.video_steps, video_grid=grid)
+        return _of_shape(self, steps // self.video_steps, grid)
 
     @property
     def text_bytes(self) -> int:
@@ -194,9 +196,7 @@ class Layout:
     def window_mask_LL(self, *, window_chunks: int, sink_chunks: int) -> Tensor:
         """True where query (row) may see key (column): its window, the sinks, its own chunk in full, and all
         text."""
-        query, key = self.chunk_L[:, None], self.chunk_L[None, :]
-        in_window = (key <= query) & ((query - key < window_chunks) | (key < sink_chunks))
-        return torch.where(key < 0, torch.ones_like(in_window), in_window & (query >= 0))
+        return chunk_sees(self.chunk_L[:, None], self.chunk_L[None, :], window_chunks, sink_chunks)
 
     def text_valid(self, text_BN: Tensor) -> Tensor:
         """[B, bytes] -> [B, text tokens]: a token counts when any of its bytes is there."""
@@ -246,3 +246,21 @@ class Layout:
         """[B, F] -> [B, chunks]: whether all actions of a chunk's token are known. Shifted like the actions;
         nothing leads into the first frame, so it counts as the second."""
         return self.chunk_valid(torch.cat([valid_BF[:, :1], valid_BF[:, :-1]], dim=1))
+
+
+def chunk_sees(query: Tensor, key: Tensor, window_chunks: int, sink_chunks: int) -> Tensor:
+    """Whether tokens of one chunk see those of another. Text is chunk -1: all see it, it sees itself."""
+    in_window = (key <= query) & ((query - key < window_chunks) | (key < sink_chunks))
+    return (key < 0) | in_window
+
+
+@lru_cache(maxsize=256)
+def on_device(layout: Layout, name: PerToken, device: torch.device) -> Tensor:
+    """One of a layout's tensors on a device, kept: a copy from the host waits for what a GPU has to do."""
+    return getattr(layout, name).to(device)
+
+
+@lru_cache(maxsize=64)
+def _of_shape(layout: Layout, num_chunks: int, video_grid: tuple[int, int]) -> Layout:
+    """Kept, with the masks and positions that hang on it: each step asks for the layouts of its buckets."""
+    return replace(layout, num_chunks=num_chunks, video_grid=video_grid)

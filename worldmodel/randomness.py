@@ -31,6 +31,18 @@ class SampleRandom:
         """Standard normal [B, *shape], float32."""
         return self._rows(name, lambda g: g.standard_normal(shape, dtype=np.float32))
 
+    def noise(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """As `normal`, drawn where it is used. A GPU has a generator of its own: as exact a replay, but not
+        the CPU's numbers, which would take longer to draw and to copy than the step that they are for."""
+        if device.type == "cpu":
+            return self.normal(name, shape)
+        rows = []
+        for sample in self.sample_ids:
+            key = int(keyed_generator(self.seed, self.epoch, sample, name).integers(2**63))
+            generator = torch.Generator(device).manual_seed(key)
+            rows.append(torch.randn(shape, generator=generator, device=device))
+        return torch.stack(rows)
+
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Uniform [0, 1) of [B, *shape], float32."""
         return self._rows(name, lambda g: g.random(shape, dtype=np.float32))

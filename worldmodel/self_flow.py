@@ -17,7 +17,7 @@ from torch import Tensor
 from worldmodel.batch import LatentBatch
 from worldmodel.config import SelfFlowConfig
 from worldmodel.flow import MIN_DIVISOR, Levels, add_noise, predicted_velocity, sample_levels, velocity_target
-from worldmodel.layout import ACTION, AUDIO, LEARNED, TEXT, VIDEO, Layout
+from worldmodel.layout import LEARNED, Layout
 from worldmodel.model.transformer import Tokens, split_text
 from worldmodel.randomness import SampleRandom
 
@@ -99,8 +99,8 @@ def draw(
     return Draw(
         video_BNVC=video,
         audio_BNTC=audio,
-        video_noise=rng.normal("noise.video", tuple(video.shape[1:])).to(device),
-        audio_noise=rng.normal("noise.audio", tuple(audio.shape[1:])).to(device),
+        video_noise=rng.noise("noise.video", tuple(video.shape[1:]), device),
+        audio_noise=rng.noise("noise.audio", tuple(audio.shape[1:]), device),
         text_BN=text_BN,
         actions_BNA=layout.pack_actions(batch.actions_BFA * has_actions_BF[..., None]),
         actions_valid_BN=layout.pack_actions_valid(has_actions_BF),
@@ -130,14 +130,12 @@ def _dropped(name: str, share: float, rng: SampleRandom, like: Tensor) -> Tensor
 def token_mask(layout: Layout, video_BT: Tensor, audio_BT: Tensor, text_BN: Tensor) -> Tensor:
     """Masks of latent steps -> [B, L], with real text bytes and every action token (an absent one has an
     embedding)."""
-    kind, chunk = layout.modality_L.to(text_BN.device), layout.chunk_L.to(text_BN.device)
     video_BN, audio_BN = layout.chunk_valid(video_BT), layout.chunk_valid(audio_BT)
-    valid_BL = torch.zeros(len(text_BN), layout.length, dtype=torch.bool, device=text_BN.device)
-    valid_BL[:, kind == TEXT] = layout.text_valid(text_BN)
-    valid_BL[:, kind == ACTION] = True
-    valid_BL[:, kind == VIDEO] = video_BN[:, chunk[kind == VIDEO]]
-    valid_BL[:, kind == AUDIO] = audio_BN[:, chunk[kind == AUDIO]]
-    return valid_BL
+    actions, video, audio = (
+        x_BN[..., None].expand(-1, -1, tokens)
+        for x_BN, tokens in zip((torch.ones_like(video_BN), video_BN, audio_BN), layout.parts, strict=True)
+    )
+    return torch.cat([layout.text_valid(text_BN), torch.cat([actions, video, audio], -1).flatten(1)], 1)
 
 
 @dataclass(frozen=True)

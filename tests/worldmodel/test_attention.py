@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from worldmodel.model.attention import additive, attend
+from worldmodel.model.attention import attend
+from worldmodel.model.visibility import Visibility, additive
 
 # B clips, H heads, L queries, J keys, d head width.
 
@@ -13,7 +14,7 @@ def test_attention_on_the_cpu_equals_pytorch_with_mask_and_gradients(dtype, tole
     q, k, v = (torch.randn(2, 3, n, 16, generator=generator) for n in (20, 33, 33))
     mask = (torch.rand(2, 1, 20, 33, generator=generator) < 0.4) | torch.eye(20, 33, dtype=torch.bool)
     ours, theirs = ([x.to(dtype).requires_grad_() for x in (q, k, v)] for _ in range(2))
-    out = attend(*ours, additive(mask, dtype))
+    out = attend(*ours, Visibility(additive(mask, dtype)))
     reference = F.scaled_dot_product_attention(*theirs, attn_mask=mask)
     assert out.dtype == dtype
     torch.testing.assert_close(out, reference, atol=tolerance, rtol=tolerance)
@@ -26,5 +27,5 @@ def test_attention_on_the_cpu_equals_pytorch_with_mask_and_gradients(dtype, tole
 def test_a_query_that_sees_one_key_returns_its_value():
     q, k, v = torch.randn(1, 1, 4, 8), torch.randn(1, 1, 4, 8), torch.randn(1, 1, 4, 8)
     torch.testing.assert_close(
-        attend(q, k, v, additive(torch.eye(4, dtype=torch.bool)[None, None], q.dtype)), v
+        attend(q, k, v, Visibility(additive(torch.eye(4, dtype=torch.bool)[None, None], q.dtype))), v
     )

@@ -18,9 +18,10 @@ from tests.worldmodel.synthetic import (
 from worldmodel.config import RunConfig, SelfFlowConfig
 from worldmodel.flow import homogeneous_levels
 from worldmodel.layout import ACTION, AUDIO, TEXT, VIDEO, Layout
-from worldmodel.model.attention import Attention, additive
+from worldmodel.model.attention import Attention
 from worldmodel.model.rope import Rotary, rotary_angles
-from worldmodel.model.transformer import WorldTransformer, attention_mask
+from worldmodel.model.transformer import WorldTransformer
+from worldmodel.model.visibility import Visibility
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import draw
 
@@ -41,10 +42,9 @@ def attention() -> Attention:
 
 def reached_by(attention: Attention, layout: Layout, query_L: torch.Tensor, **window: int) -> torch.Tensor:
     x_BLD = torch.randn(1, layout.length, 32, requires_grad=True)
-    mask = attention_mask(layout.window_mask_LL(**window), torch.ones(1, layout.length, dtype=torch.bool))
-    attended, _ = attention(
-        x_BLD, Rotary.of(rotary_angles(layout.positions_L3, 16), x_BLD.dtype), additive(mask, x_BLD.dtype)
-    )
+    everything = torch.ones(1, layout.length, dtype=torch.bool)
+    visibility = Visibility.by_bias(layout.window_mask_LL(**window), everything, x_BLD.dtype)
+    attended, _ = attention(x_BLD, Rotary.of(rotary_angles(layout.positions_L3, 16), x_BLD.dtype), visibility)
     attended[:, query_L].sum().backward()
     assert x_BLD.grad is not None
     return x_BLD.grad.abs().amax(dim=(0, 2)) > 0

@@ -1,4 +1,8 @@
-"""Joint self-attention over all tokens, with a key-value cache for rollout."""
+"""Joint self-attention over all tokens, with a key-value cache for rollout.
+
+On the CPU two products with a softmax between them, on a GPU PyTorch's fused kernels: FlexAttention, which
+skips what nobody sees, where the blocks are compiled, and scaled_dot_product_attention elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,23 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.model.rope import Rotary, rotate
+from worldmodel.model.visibility import Visibility
 
 # B clips, L query tokens, J key tokens (cached first), H heads, D width, P rotary pairs.
 
 KeyValue = tuple[Tensor, Tensor]
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask, True where a query sees a key, as what is added to scores: 0 or -inf. Made once a forward."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
-
-
-def attend(q_BHLd: Tensor, k_BHJd: Tensor, v_BHJd: Tensor, bias: Tensor) -> Tensor:
+def attend(q_BHLd: Tensor, k_BHJd: Tensor, v_BHJd: Tensor, visibility: Visibility) -> Tensor:
     """Softmax attention. On the CPU PyTorch's fused kernel is two to three times slower, both ways, than two
     products with a softmax between them (fp32 inside, rounded outside); a test holds the two equal."""
+    if visibility.blocks is not None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        attended = flex_attention(q_BHLd, k_BHJd, v_BHJd, block_mask=visibility.blocks)
+        assert isinstance(attended, Tensor)
+        return attended
+    bias = visibility.bias
     if q_BHLd.device.type != "cpu":
         return F.scaled_dot_product_attention(q_BHLd, k_BHJd, v_BHJd, attn_mask=bias)
     scores_BHLJ = (q_BHLd * q_BHLd.shape[-1] ** -0.5) @ k_BHJd.transpose(-1, -2)
@@ -43,12 +50,12 @@ class Attention(nn.Module):
         self.norm_k = nn.LayerNorm(head_dim, eps=1e-6, bias=False)
 
     def forward(
-        self, x_BLD: Tensor, rotary: Rotary, bias: Tensor, *, past: KeyValue | None = None
+        self, x_BLD: Tensor, rotary: Rotary, visibility: Visibility, *, past: KeyValue | None = None
     ) -> tuple[Tensor, KeyValue]:
-        """bias [B or 1, 1, L, J] is 0 where a query sees a key and -inf elsewhere; rotary is of all J keys.
-        Returns the output and this call's unrotated keys and values."""
+        """visibility: of L queries and J keys; rotary is of all J keys. Returns the output and this call's
+        unrotated keys and values."""
         q, k, v = rearrange(self.qkv(x_BLD), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
         q, k = self.norm_q(q), self.norm_k(k)
         keys, values = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
-        attended = attend(rotate(q, rotary.last(q.shape[2])), rotate(keys, rotary), values, bias)
+        attended = attend(rotate(q, rotary.last(q.shape[2])), rotate(keys, rotary), values, visibility)
         return self.out(rearrange(attended, "b h l d -> b l (h d)")), (k, v)

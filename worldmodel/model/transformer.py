@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from worldmodel.config import ModelConfig
-from worldmodel.layout import ACTION, AUDIO, MODALITIES, TEXT, VIDEO, Layout
-from worldmodel.model.attention import Attention, KeyValue, additive
+from worldmodel.layout import ACTION, AUDIO, MODALITIES, TEXT, VIDEO, Layout, on_device
+from worldmodel.model.attention import Attention, KeyValue
 from worldmodel.model.rope import Rotary, rotary_angles
 from worldmodel.model.stem import CausalStem, Estimate
 from worldmodel.model.text import ByteEmbedding, ByteEncoder
+from worldmodel.model.visibility import Visibility, window_structure
 
 # B clips, L tokens (text, then chunk by chunk: action, video, audio), D width, K distinct noise levels of a
 # row, N chunks, J key tokens.
@@ -36,12 +40,32 @@ class Tokens:
     valid_BL: Tensor
 
 
-def attention_mask(structure_LJ: Tensor, valid_BJ: Tensor) -> Tensor:
-    """[B, 1, L, J]: the structure, without invalid keys; a token always sees itself, or an all-masked row is
-    NaN."""
-    num_queries, num_keys = structure_LJ.shape
-    own_LJ = torch.eye(num_keys, dtype=torch.bool, device=valid_BJ.device)[num_keys - num_queries :]
-    return ((structure_LJ.to(valid_BJ.device) & valid_BJ[:, None, :]) | own_LJ)[:, None]
+@dataclass(frozen=True)
+class LevelOfTokens:
+    """Which of the K levels each token is at: one-hot rows, or whether it is at the second of its slot."""
+
+    one_hot_BLK: Tensor | None = None
+    at_second_BL: Tensor | None = None
+
+    def rows_of(self, table_BKD: Tensor, layout: Layout) -> Tensor:
+        """[B, L, D]: the table's row of each token."""
+        if self.at_second_BL is None:
+            assert self.one_hot_BLK is not None, "one of the two"
+            # A product with one-hot rows picks exactly and, unlike a gather, has a fast backward.
+            return torch.bmm(self.one_hot_BLK, table_BKD)
+        # For the compiler: it puts the choice into what reads the rows, and sums gradients chunk by chunk.
+        slots = rearrange(table_BKD[:, :-1], "b (n m two) d -> b n m two d", m=2, two=2)
+        clean_B1D = table_BKD[:, -1:]
+        _, second = split_text(self.at_second_BL[..., None], layout)
+        _, video, audio = second.split(layout.parts, dim=2)
+        first, other = slots[:, :, :, None, 0], slots[:, :, :, None, 1]
+        parts = [
+            clean_B1D[:, None].expand(-1, layout.num_chunks, -1, -1),
+            torch.where(video, other[:, :, 0], first[:, :, 0]),
+            torch.where(audio, other[:, :, 1], first[:, :, 1]),
+        ]
+        text = clean_B1D.expand(-1, layout.text_tokens, -1) if layout.text_tokens else None
+        return join_text(text, torch.cat(parts, dim=2))
 
 
 class LevelEmbedding(nn.Module):
@@ -71,9 +95,8 @@ class Modulation(nn.Module):
         self.parts = parts
         self.linear = nn.Linear(width, parts * width)
 
-    def forward(self, level_BKD: Tensor, select_BLK: Tensor) -> tuple[Tensor, ...]:
-        # A product with one-hot rows picks exactly and, unlike a gather, has a fast backward.
-        return torch.bmm(select_BLK, self.linear(level_BKD)).chunk(self.parts, dim=-1)
+    def forward(self, level_BKD: Tensor, at: LevelOfTokens, layout: Layout) -> tuple[Tensor, ...]:
+        return at.rows_of(self.linear(level_BKD), layout).chunk(self.parts, dim=-1)
 
 
 class FeedForward(nn.Sequential):
@@ -120,23 +143,49 @@ class Block(nn.Module):
         self.modulation = Modulation(cfg.width, 6)
         self.attention = Attention(cfg.width, cfg.head_dim)
         self.feed_forward = ModalityFeedForward(cfg.width, cfg.mlp_ratio)
+        self.compiled: Callable[..., Tensor] | None = None
 
     def forward(
         self,
         x_BLD: Tensor,
         level_BKD: Tensor,
-        select_BLK: Tensor,
+        at: LevelOfTokens,
         layout: Layout,
         rotary: Rotary,
-        bias: Tensor,
+        visibility: Visibility,
+        past: KeyValue | None = None,
+    ) -> tuple[Tensor, KeyValue | None]:
+        """The block's output and, where nothing is compiled, its unrotated keys and values.
+
+        ZeRO-3 gathers and releases weights around this call, so that what is compiled lies inside it."""
+        if self.compiled is not None and visibility.blocks is not None:
+            return self.compiled(x_BLD, level_BKD, at, layout, rotary, visibility), None
+        return self.computed(x_BLD, level_BKD, at, layout, rotary, visibility, past)
+
+    def output(self, *inputs: Any) -> Tensor:
+        """Without keys and values, which a compiled graph would have to write down."""
+        return self.computed(*inputs, None)[0]
+
+    def computed(
+        self,
+        x_BLD: Tensor,
+        level_BKD: Tensor,
+        at: LevelOfTokens,
+        layout: Layout,
+        rotary: Rotary,
+        visibility: Visibility,
         past: KeyValue | None,
     ) -> tuple[Tensor, KeyValue]:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(level_BKD, select_BLK)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(level_BKD, at, layout)
         normed = torch.addcmul(shift_a, _norm(x_BLD), 1 + scale_a)
-        attended, new = self.attention(normed, rotary, bias, past=past)
+        attended, new = self.attention(normed, rotary, visibility, past=past)
         x_BLD = torch.addcmul(x_BLD, gate_a, attended)
         normed = torch.addcmul(shift_m, _norm(x_BLD), 1 + scale_m)
         return torch.addcmul(x_BLD, gate_m, self.feed_forward(normed, layout)), new
+
+
+def _only_output(block: Block, *inputs: Any) -> Tensor:
+    return block(*inputs)[0]
 
 
 def _norm(x_BLD: Tensor) -> Tensor:
@@ -172,7 +221,16 @@ class WorldTransformer(nn.Module):
         self.final_modulation = Modulation(cfg.width, 2)
         self.video_out = nn.Linear(cfg.width, layout.video_values)
         self.audio_out = nn.Linear(cfg.width, layout.audio_values)
+        self.is_compiled, self.recompute = False, False  # see compile_blocks; whether backward computes again
         self.initialise()
+
+    def compile_blocks(self) -> None:
+        """Compiles what a block computes, once for all of them; attention is then FlexAttention's."""
+        torch._dynamo.config.recompile_limit = 64  # a graph for each bucket and with and without gradients
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.compiled = torch.compile(block.output, dynamic=False, fullgraph=True)
+        self.is_compiled = True
 
     def initialise(self) -> None:
         """All initialisation in one place: Xavier for matrices, zeros for gates and outputs (adaLN-zero)."""
@@ -220,28 +278,31 @@ class WorldTransformer(nn.Module):
             seen = self.estimate(tokens, level_BK, level_of_BL, layout=layout)
             x_BLD = x_BLD + self.stem(seen, before, layout).to(x_BLD.dtype)
         level_BKD = self._led(self.levels(level_BK), tokens)
-        select_BLK = F.one_hot(level_of_BL, level_BK.shape[1]).to(level_BKD.dtype)
-        positions = layout.positions_L3.to(device)
+        at = self._at(level_of_BL, level_BK.shape[1], level_BKD.dtype, layout)
+        positions = on_device(layout, "positions_L3", device)
         if time_offset_s:
             positions = positions + torch.tensor([time_offset_s, 0.0, 0.0], device=device)
         angles = rotary_angles(positions, self.cfg.head_dim)
-        structure = layout.window_mask_LL(
-            window_chunks=self.cfg.window_chunks, sink_chunks=self.cfg.sink_chunks
-        ).to(device)
-        valid = tokens.valid_BL
-        if past is not None and past_angles_JP is not None and past_valid_BJ is not None:
+        if past_angles_JP is not None:
             angles = torch.cat([past_angles_JP, angles])
-            seen = torch.ones(structure.shape[0], past_angles_JP.shape[0], dtype=torch.bool, device=device)
-            structure, valid = torch.cat([seen, structure], 1), torch.cat([past_valid_BJ, valid], 1)
-        bias = additive(attention_mask(structure, valid), x_BLD.dtype)
+        as_blocks = self.is_compiled and past is None and not keep_cache
+        visibility = self._visibility(
+            tokens.valid_BL, past_valid_BJ, layout, x_BLD.dtype, as_blocks=as_blocks
+        )
         rotary = Rotary.of(angles, x_BLD.dtype)
 
         out: dict[str, Tensor | list[KeyValue]] = {}
         cache: list[KeyValue] = []
         for number, block in enumerate(self.blocks, start=1):
             own_past = None if past is None else past[number - 1]
-            x_BLD, new = block(x_BLD, level_BKD, select_BLK, layout, rotary, bias, own_past)
+            inputs = (x_BLD, level_BKD, at, layout, rotary, visibility)
+            if self.recompute and torch.is_grad_enabled():
+                # Reentrant: so ZeRO-3's hooks gather a block again before it is computed again.
+                x_BLD, new = checkpoint(_only_output, block, *inputs, use_reentrant=True), None
+            else:
+                x_BLD, new = block(*inputs, own_past)
             if keep_cache:
+                assert new is not None, "kept where nothing is compiled"
                 cache.append(new)
             if number == features:
                 out["features"] = x_BLD
@@ -249,7 +310,7 @@ class WorldTransformer(nn.Module):
                 return out
         if keep_cache:
             out["cache"] = cache
-        shift, scale = self.final_modulation(level_BKD, select_BLK)
+        shift, scale = self.final_modulation(level_BKD, at, layout)
         _, chunks = split_text(torch.addcmul(shift, _norm(x_BLD), 1 + scale), layout)
         _, video, audio = chunks.split(layout.parts, dim=2)
         out["video"] = self.video_out(video.contiguous()).float()
@@ -270,18 +331,41 @@ class WorldTransformer(nn.Module):
         layout = self.layout.of(num_chunks=0, text=True)
         x_BLD = self._embed_text(text_BN, layout, self.kind.weight[TEXT])
         level_BKD = self.levels(torch.zeros(len(text_BN), 1, device=text_BN.device))
-        select_BLK = torch.ones(*x_BLD.shape[:2], 1, dtype=x_BLD.dtype, device=text_BN.device)
+        at = LevelOfTokens(torch.ones(*x_BLD.shape[:2], 1, dtype=x_BLD.dtype, device=text_BN.device))
         angles = rotary_angles(layout.positions_L3.to(text_BN.device), self.cfg.head_dim)
         all_LL = torch.ones(layout.length, layout.length, dtype=torch.bool)
-        bias, rotary = (
-            additive(attention_mask(all_LL, valid_BL), x_BLD.dtype),
-            Rotary.of(angles, x_BLD.dtype),
-        )
+        visibility = Visibility.by_bias(all_LL, valid_BL, x_BLD.dtype)
+        rotary = Rotary.of(angles, x_BLD.dtype)
         cache = []
         for block in self.blocks:
-            x_BLD, new = block(x_BLD, level_BKD, select_BLK, layout, rotary, bias, None)
+            x_BLD, new = block(x_BLD, level_BKD, at, layout, rotary, visibility)
+            assert new is not None, "nothing is compiled for a bias"
             cache.append(new)
         return cache
+
+    def _at(self, level_of_BL: Tensor, num_levels: int, dtype: torch.dtype, layout: Layout) -> LevelOfTokens:
+        if self.is_compiled:
+            slot_L = on_device(layout, "level_slot_L", level_of_BL.device)
+            return LevelOfTokens(at_second_BL=level_of_BL != slot_L)
+        return LevelOfTokens(F.one_hot(level_of_BL, num_levels).to(dtype))
+
+    def _visibility(
+        self,
+        valid_BL: Tensor,
+        past_valid_BJ: Tensor | None,
+        layout: Layout,
+        dtype: torch.dtype,
+        *,
+        as_blocks: bool,
+    ) -> Visibility:
+        window, sinks = self.cfg.window_chunks, self.cfg.sink_chunks
+        if as_blocks:
+            return Visibility.by_blocks(layout, valid_BL, window_chunks=window, sink_chunks=sinks)
+        structure = window_structure(layout, window, sinks, valid_BL.device)
+        if past_valid_BJ is not None:
+            seen = structure.new_ones(structure.shape[0], past_valid_BJ.shape[1])
+            structure, valid_BL = torch.cat([seen, structure], 1), torch.cat([past_valid_BJ, valid_BL], 1)
+        return Visibility.by_bias(structure, valid_BL, dtype)
 
     def _embed(self, tokens: Tokens, layout: Layout) -> Tensor:
         """Every modality's path runs every time, present or not: ZeRO-3's collectives must match on all

@@ -54,7 +54,7 @@ class Engine(Protocol):
     def student(self, *args: Any, **kwargs: Any) -> dict: ...
     def teacher(self, *args: Any, **kwargs: Any) -> dict: ...
     def backward(self, loss: Tensor) -> None: ...
-    def step(self, learning_rate: float) -> float: ...
+    def step(self, learning_rate: float) -> Tensor | float: ...
     def update_ema(self, decay: float) -> None: ...
     def all_reduce(self, vector: Tensor) -> Tensor: ...
     def shards(self) -> dict[str, ParameterShard]: ...
@@ -80,6 +80,13 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def prepare_blocks(transformer: WorldTransformer, cfg: RunConfig, device: torch.device) -> None:
+    """As train.compile and train.recompute say."""
+    transformer.recompute = cfg.train.recompute
+    if cfg.train.compile == "always" or (cfg.train.compile == "auto" and device.type == "cuda"):
+        transformer.compile_blocks()
+
+
 class PlainEngine:
     """One process, no DeepSpeed: the reference that ZeroEngine must equal, and what GPU scripts run."""
 
@@ -93,6 +100,8 @@ class PlainEngine:
         self.teacher = (
             build_student(cfg, layout).transformer.to(self.device, dtype).requires_grad_(False).eval()
         )
+        for transformer in (self.student.transformer, self.teacher):
+            prepare_blocks(transformer, cfg, self.device)
         self.ema = {n: p.detach().clone() for n, p in self.master.items() if n.startswith(TEACHER_PREFIX)}
         self.optimizer = build_optimizer(self.master.values(), cfg.optim)
         self.clip_norm = cfg.optim.clip_norm
@@ -107,22 +116,21 @@ class PlainEngine:
                 self.gradient[name] += parameter.grad
                 parameter.grad = None
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float) -> Tensor:
         for name, master in self.master.items():
             master.grad = self.gradient[name]
         norm = torch.nn.utils.clip_grad_norm_(self.master.values(), self.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        for gradient in self.gradient.values():
-            gradient.zero_()
+        torch._foreach_zero_(list(self.gradient.values()))
         self._publish_student()
-        return float(norm)
+        return norm
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
-        for name, average in self.ema.items():
-            average.lerp_(self.master[name].detach(), 1.0 - decay)
+        masters = [self.master[name].detach() for name in self.ema]
+        torch._foreach_lerp_(list(self.ema.values()), masters, 1.0 - decay)
         self._publish_teacher()
 
     def all_reduce(self, vector: Tensor) -> Tensor:
@@ -153,13 +161,13 @@ class PlainEngine:
 
     @torch.no_grad()
     def _publish_student(self) -> None:
-        for name, parameter in self.student.named_parameters():
-            parameter.copy_(self.master[name])
+        names, parameters = zip(*self.student.named_parameters(), strict=True)
+        torch._foreach_copy_(list(parameters), [self.master[name] for name in names])
 
     @torch.no_grad()
     def _publish_teacher(self) -> None:
-        for name, parameter in self.teacher.named_parameters():
-            parameter.copy_(self.ema[TEACHER_PREFIX + name])
+        names, parameters = zip(*self.teacher.named_parameters(), strict=True)
+        torch._foreach_copy_(list(parameters), [self.ema[TEACHER_PREFIX + name] for name in names])
 
 
 class ZeroEngine:
@@ -178,18 +186,21 @@ class ZeroEngine:
         deepspeed = _import_deepspeed(self.device)
         student = build_student(cfg, layout).to(self.device)
         teacher = build_student(cfg, layout).transformer.requires_grad_(False).eval().to(self.device)
+        for transformer in (student.transformer, teacher):
+            prepare_blocks(transformer, cfg, self.device)
         for module in (student, teacher):
             # A block is gathered whole, by one collective: linear layer by linear layer, a small model spends
             # a third of each step waiting.
             deepspeed.utils.set_z3_leaf_modules(module, [Block])
         optimizer = build_optimizer(student.parameters(), cfg.optim)
-        settings = _settings(cfg, micro_batches)
+        is_compiled = teacher.is_compiled
+        settings = _settings(cfg, micro_batches, is_compiled=is_compiled)
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its whole configuration
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
                 model=student, optimizer=optimizer, config=settings, dist_init_required=False
             )
             self.teacher_engine, *_ = deepspeed.initialize(
-                model=teacher, config=_settings(cfg, 1), dist_init_required=False
+                model=teacher, config=_settings(cfg, 1, is_compiled=is_compiled), dist_init_required=False
             )
         self.average = ShardEma(self.engine, self.teacher_engine, prefix=TEACHER_PREFIX)
         self.micro_batches = micro_batches
@@ -292,7 +303,7 @@ def _adam_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, T
     return state
 
 
-def _settings(cfg: RunConfig, micro_batches: int) -> dict[str, Any]:
+def _settings(cfg: RunConfig, micro_batches: int, *, is_compiled: bool) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": cfg.data.batch_clips,
         "gradient_accumulation_steps": micro_batches,
@@ -313,7 +324,7 @@ def _settings(cfg: RunConfig, micro_batches: int) -> dict[str, Any]:
             "contiguous_gradients": True,
             # Its own linear layer lets go of a gathered weight between forward and backward. Weights that
             # stay whole need none of that, and spare its calls.
-            "memory_efficient_linear": cfg.train.gather == "block",
+            "memory_efficient_linear": cfg.train.gather == "block" and not is_compiled,
             "reduce_bucket_size": 5_000_000,
         },
     }

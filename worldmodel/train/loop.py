@@ -20,7 +20,7 @@ from worldmodel.randomness import SampleRandom
 from worldmodel.reasons import FORGOTTEN
 from worldmodel.self_flow import draw, self_flow_losses
 from worldmodel.train.engine import Engine
-from worldmodel.train.metrics import Signals, step_row
+from worldmodel.train.metrics import Signals, loss_sums, step_row
 from worldmodel.train.optim import ema_decay, learning_rate
 
 EVALUATED_T = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -101,14 +101,18 @@ def train(
             return Outcome("quarantine", step, reason)
 
         tokens = torch.stack([one.valid_BL.sum() for one in draws]).sum()
-        signals = Signals(wait_s=wait_s, tokens=float(tokens))
+        signals = Signals(wait_s=wait_s)
         rate = learning_rate(step, cfg.train.steps, cfg.optim)
+        sums: list[Tensor] = []
         for one in draws:
             losses = self_flow_losses(engine.student, engine.teacher, one, cfg.objective, cfg.model.depth)
             engine.backward(losses.objective(total.counts(), cfg.objective))
-            signals.add_losses(losses, one)
+            sums.append(loss_sums(losses, one))
         norm = engine.step(rate)
         engine.update_ema(ema_decay(step, cfg.optim.ema_target))
+        # Only now, when all of the step is under way, wait for what it found.
+        signals.add_sums(torch.stack(sums).sum(0))
+        signals.tokens, norm = float(tokens), float(norm)
         for batch in batches:
             hooks.consumed(batch)
         finite = math.isfinite(norm) and math.isfinite(signals.flow_video + signals.flow_audio)

@@ -50,17 +50,21 @@ class Signals:
     def counts(self) -> Tensor:
         return torch.tensor([self.count_video, self.count_audio], dtype=torch.float64)
 
-    def add_losses(self, losses: Losses, batch: Draw) -> None:
-        for part, values in (
-            ("flow", losses.flow),
-            ("align", losses.align),
-            ("cosine", losses.cosine),
-            ("std", losses.target_std),
-            ("masked", batch.masked_counts()),
-            ("gap", batch.level_gaps()),
-        ):
-            for modality, value in zip(LEARNED, values.tolist(), strict=True):
+    def add_sums(self, sums_S2: Tensor) -> None:
+        """What `loss_sums` found, over all micro-batches of a step."""
+        for part, values in zip(SUMMED, sums_S2.tolist(), strict=True):
+            for modality, value in zip(LEARNED, values, strict=True):
                 setattr(self, f"{part}_{modality}", getattr(self, f"{part}_{modality}") + value)
+
+
+SUMMED = ("flow", "align", "cosine", "std", "masked", "gap")
+
+
+@torch.no_grad()
+def loss_sums(losses: Losses, batch: Draw) -> Tensor:
+    """[SUMMED, modality] of one micro-batch, on its device: reading it waits for the GPU, once a step."""
+    parts = (losses.flow, losses.align, losses.cosine, losses.target_std)
+    return torch.stack([part.double() for part in (*parts, batch.masked_counts(), batch.level_gaps())])
 
 
 def step_row(
