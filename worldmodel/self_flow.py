@@ -18,7 +18,8 @@ from worldmodel.batch import LatentBatch
 from worldmodel.config import SelfFlowConfig
 from worldmodel.flow import MIN_DIVISOR, Levels, add_noise, predicted_velocity, sample_levels, velocity_target
 from worldmodel.layout import LEARNED, Layout
-from worldmodel.model.transformer import Tokens, split_text
+from worldmodel.model.level_rows import split_text
+from worldmodel.model.transformer import Tokens
 from worldmodel.randomness import SampleRandom
 
 # B clips, L tokens, N chunks, V video tokens and T audio tokens of a chunk, C channels of a token, D width.

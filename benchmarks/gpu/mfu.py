@@ -16,8 +16,8 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable
+from itertools import count, repeat
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,8 +37,10 @@ from worldmodel.train.engine import PlainEngine
 from worldmodel.train.loop import Hooks, train
 
 ROOT = Path(__file__).parents[2]
-CLIPS = {"av_300m": 16, "av_1b": 6}  # of a micro-batch of 256 x 256 pixels and 5 s
-FIVE_SECONDS = ["data.clip_s=5.0", "data.size=[256,256]", "model.window_chunks=19", "train.micro_batches=1"]
+# Clips of 256 x 256 pixels and 5 s in a micro-batch, and micro-batches of a worker's step, as in the presets.
+CLIPS = {"av_300m": 16, "av_1b": 4}
+MICRO_BATCHES = {"av_300m": 1, "av_1b": 4}
+FIVE_SECONDS = ["data.clip_s=5.0", "data.size=[256,256]", "model.window_chunks=19"]
 SMALL = ["model.depth=2", "model.width=64", "model.head_dim=32", "data.clip_s=1.0", "data.size=[32,32]"]
 PAIRS, STEPS = 5, 3
 
@@ -80,7 +82,8 @@ def measure(
     print(f"matrix rate {rate / 1e12:.1f} TFLOP/s", flush=True)
     figures, raw = {}, {}
     for name in models:
-        cfg = load_config(ROOT / "configs" / f"{name}.yaml", ["train.device=auto", *overrides])
+        given = ["train.device=auto", f"train.micro_batches={MICRO_BATCHES[name]}", *overrides]
+        cfg = load_config(ROOT / "configs" / f"{name}.yaml", given)
         raw[name] = measure_model(
             cfg, clips or CLIPS[name], device, pairs=pairs, steps=steps, profile=profile
         )
@@ -166,7 +169,7 @@ def measure_model(
                 loop(steps)
                 wait(device)
                 part[name].append(time.perf_counter() - began)
-        part["flops_per_step"] = step_flops(own, layout, clips).total
+        part["flops_per_step"] = step_flops(own, layout, clips).total * cfg.train.micro_batches
         found[kind] = part
     found["peak_bytes"] = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     return found
@@ -176,54 +179,44 @@ def loops(
     engine: PlainEngine, cfg: RunConfig, layout: Layout, clips: int
 ) -> tuple[Callable[[int], None], Callable[[int], None]]:
     """Our loop and the bare one, each for a number of steps, over the same weights."""
-    batches = [random_batch(layout, clips, number) for number in range(4)]
+    batches = [random_batch(layout, clips, number) for number in range(cfg.train.micro_batches)]
     done = count()
-
-    def stream() -> Iterator[list[LatentBatch]]:
-        for number in count():
-            yield [batches[number % len(batches)]]
-
-    endless = stream()
+    stream = repeat(batches)
 
     def ours(steps: int) -> None:
         first = next(done) * 1000
         last = cfg.train.model_copy(update={"steps": first + steps, "checkpoint_every": 10**9})
         hooks = Hooks(commit=lambda step: None)
-        train(engine, endless, cfg.model_copy(update={"train": last}), layout, start_step=first, hooks=hooks)
+        train(engine, stream, cfg.model_copy(update={"train": last}), layout, start_step=first, hooks=hooks)
 
     draws = [
         draw(b.to(engine.device), layout, cfg.objective, SampleRandom(0, 0, tuple(b.sample_ids_B.tolist())))
         for b in batches
     ]
-    counts = [one.counts() for one in draws]
-    names = list(dict(engine.student.named_parameters()))
-    gradients = [torch.zeros_like(engine.master[name]) for name in names]
+    counts = torch.stack([one.counts() for one in draws]).sum(0)
 
     def bare(steps: int) -> None:
-        for step in range(steps):
-            bare_step(engine, cfg, draws[step % len(draws)], counts[step % len(draws)], gradients)
+        for _ in range(steps):
+            bare_step(engine, cfg, draws, counts)
 
     return ours, bare
 
 
-def bare_step(
-    engine: PlainEngine, cfg: RunConfig, one: Draw, counts: Tensor, gradients: list[Tensor]
-) -> None:
-    """Two forwards, backward, AdamW, average: the step and nothing around it."""
-    parameters = list(engine.student.parameters())
-    losses = self_flow_losses(engine.student, engine.teacher, one, cfg.objective, cfg.model.depth)
-    losses.objective(counts, cfg.objective).backward()
+def bare_step(engine: PlainEngine, cfg: RunConfig, draws: list[Draw], counts: Tensor) -> None:
+    """Two forwards and backward of each micro-batch, AdamW, average: the step and nothing around it."""
+    for one in draws:
+        losses = self_flow_losses(engine.student, engine.teacher, one, cfg.objective, cfg.model.depth)
+        losses.objective(counts, cfg.objective).backward()
     with torch.no_grad():
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for name, parameter in engine.student.named_parameters():
             if parameter.grad is not None:
-                gradient.copy_(parameter.grad)
+                engine.gradient[name].copy_(parameter.grad)
             parameter.grad = None
+            engine.master[name].grad = engine.gradient[name]
         masters = list(engine.master.values())
-        for master, gradient in zip(masters, gradients, strict=True):
-            master.grad = gradient
         torch.nn.utils.clip_grad_norm_(masters, cfg.optim.clip_norm)
         engine.optimizer.step()
-        torch._foreach_copy_(parameters, masters)
+        torch._foreach_copy_(list(engine.student.parameters()), masters)
         averages = list(engine.ema.values())
         torch._foreach_lerp_(averages, [engine.master[name].detach() for name in engine.ema], 0.001)
         torch._foreach_copy_(list(engine.teacher.parameters()), averages)

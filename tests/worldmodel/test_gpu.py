@@ -50,7 +50,7 @@ def gradients(
     }
 
 
-@pytest.mark.parametrize(("window", "sink"), [(7, 1), (3, 1), (2, 0)])
+@pytest.mark.parametrize(("window", "sink"), [(7, 1), (2, 0)])
 def test_flex_attention_in_compiled_blocks_equals_sdpa_with_gradients(window: int, sink: int):
     cfg = tiny_config(**{**LONG, "model": {**LONG["model"], "window_chunks": 9, "head_dim": 32}})
     layout = tiny_layout(cfg)
@@ -92,7 +92,7 @@ def test_buckets_and_missing_sound_share_few_graphs():
 def test_a_gpu_trains_like_a_cpu():
     losses = {}
     for device in ("cpu", "cuda"):
-        cfg = tiny_config(train={"device": device, "precision": "fp32", "steps": 20})
+        cfg = tiny_config(train={"device": device, "precision": "fp32", "steps": 20, "compile": "never"})
         layout = tiny_layout(cfg)
         rows: list[dict[str, float]] = []
         hooks = Hooks(commit=lambda step: None, on_row=rows.append)

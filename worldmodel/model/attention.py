@@ -6,6 +6,8 @@ skips what nobody sees, where the blocks are compiled, and scaled_dot_product_at
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -17,6 +19,7 @@ from worldmodel.model.visibility import Visibility
 # B clips, L query tokens, J key tokens (cached first), H heads, D width, P rotary pairs.
 
 KeyValue = tuple[Tensor, Tensor]
+FLEX_OPTIONS: dict[int, dict[str, Any]] = {}  # by head width, where PyTorch's own choice is slow
 
 
 def attend(q_BHLd: Tensor, k_BHJd: Tensor, v_BHJd: Tensor, visibility: Visibility) -> Tensor:
@@ -25,7 +28,10 @@ def attend(q_BHLd: Tensor, k_BHJd: Tensor, v_BHJd: Tensor, visibility: Visibilit
     if visibility.blocks is not None:
         from torch.nn.attention.flex_attention import flex_attention
 
-        attended = flex_attention(q_BHLd, k_BHJd, v_BHJd, block_mask=visibility.blocks)
+        options: Any = FLEX_OPTIONS.get(q_BHLd.shape[-1])
+        attended = flex_attention(
+            q_BHLd, k_BHJd, v_BHJd, block_mask=visibility.blocks, kernel_options=options
+        )
         assert isinstance(attended, Tensor)
         return attended
     bias = visibility.bias

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from worldmodel.config import ModelConfig
 from worldmodel.layout import ACTION, AUDIO, MODALITIES, TEXT, VIDEO, Layout, on_device
 from worldmodel.model.attention import Attention, KeyValue
+from worldmodel.model.level_rows import LevelOfTokens, join_text, split_text
 from worldmodel.model.rope import Rotary, rotary_angles
 from worldmodel.model.stem import CausalStem, Estimate
 from worldmodel.model.text import ByteEmbedding, ByteEncoder
@@ -38,34 +38,6 @@ class Tokens:
     actions_BNA: Tensor
     actions_valid_BN: Tensor
     valid_BL: Tensor
-
-
-@dataclass(frozen=True)
-class LevelOfTokens:
-    """Which of the K levels each token is at: one-hot rows, or whether it is at the second of its slot."""
-
-    one_hot_BLK: Tensor | None = None
-    at_second_BL: Tensor | None = None
-
-    def rows_of(self, table_BKD: Tensor, layout: Layout) -> Tensor:
-        """[B, L, D]: the table's row of each token."""
-        if self.at_second_BL is None:
-            assert self.one_hot_BLK is not None, "one of the two"
-            # A product with one-hot rows picks exactly and, unlike a gather, has a fast backward.
-            return torch.bmm(self.one_hot_BLK, table_BKD)
-        # For the compiler: it puts the choice into what reads the rows, and sums gradients chunk by chunk.
-        slots = rearrange(table_BKD[:, :-1], "b (n m two) d -> b n m two d", m=2, two=2)
-        clean_B1D = table_BKD[:, -1:]
-        _, second = split_text(self.at_second_BL[..., None], layout)
-        _, video, audio = second.split(layout.parts, dim=2)
-        first, other = slots[:, :, :, None, 0], slots[:, :, :, None, 1]
-        parts = [
-            clean_B1D[:, None].expand(-1, layout.num_chunks, -1, -1),
-            torch.where(video, other[:, :, 0], first[:, :, 0]),
-            torch.where(audio, other[:, :, 1], first[:, :, 1]),
-        ]
-        text = clean_B1D.expand(-1, layout.text_tokens, -1) if layout.text_tokens else None
-        return join_text(text, torch.cat(parts, dim=2))
 
 
 class LevelEmbedding(nn.Module):
@@ -96,7 +68,7 @@ class Modulation(nn.Module):
         self.linear = nn.Linear(width, parts * width)
 
     def forward(self, level_BKD: Tensor, at: LevelOfTokens, layout: Layout) -> tuple[Tensor, ...]:
-        return at.rows_of(self.linear(level_BKD), layout).chunk(self.parts, dim=-1)
+        return at.rows_of(self.linear(level_BKD), self.parts, layout)
 
 
 class FeedForward(nn.Sequential):
@@ -124,17 +96,6 @@ class ModalityFeedForward(nn.Module):
         # Contiguous rows first: a linear layer over a strided slice multiplies row block by row block.
         out = torch.cat([path(x.contiguous()) for path, x in zip(paths, parts, strict=True)], dim=2)
         return join_text(self.text(text) if layout.text_tokens else None, out)
-
-
-def split_text(x_BLD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """[B, L, D] -> text [B, N, D] and chunks [B, chunks, tokens, D]."""
-    chunks = rearrange(x_BLD[:, layout.text_tokens :], "b (k n) d -> b k n d", k=layout.num_chunks)
-    return x_BLD[:, : layout.text_tokens], chunks
-
-
-def join_text(text_BND: Tensor | None, chunks_BKND: Tensor) -> Tensor:
-    flat = rearrange(chunks_BKND, "b k n d -> b (k n) d")
-    return flat if text_BND is None else torch.cat([text_BND, flat], dim=1)
 
 
 class Block(nn.Module):
@@ -278,7 +239,7 @@ class WorldTransformer(nn.Module):
             seen = self.estimate(tokens, level_BK, level_of_BL, layout=layout)
             x_BLD = x_BLD + self.stem(seen, before, layout).to(x_BLD.dtype)
         level_BKD = self._led(self.levels(level_BK), tokens)
-        at = self._at(level_of_BL, level_BK.shape[1], level_BKD.dtype, layout)
+        at = self._at(level_of_BL, level_BK.shape[1], level_BKD.dtype)
         positions = on_device(layout, "positions_L3", device)
         if time_offset_s:
             positions = positions + torch.tensor([time_offset_s, 0.0, 0.0], device=device)
@@ -343,10 +304,9 @@ class WorldTransformer(nn.Module):
             cache.append(new)
         return cache
 
-    def _at(self, level_of_BL: Tensor, num_levels: int, dtype: torch.dtype, layout: Layout) -> LevelOfTokens:
+    def _at(self, level_of_BL: Tensor, num_levels: int, dtype: torch.dtype) -> LevelOfTokens:
         if self.is_compiled:
-            slot_L = on_device(layout, "level_slot_L", level_of_BL.device)
-            return LevelOfTokens(at_second_BL=level_of_BL != slot_L)
+            return LevelOfTokens(index_BL=level_of_BL)
         return LevelOfTokens(F.one_hot(level_of_BL, num_levels).to(dtype))
 
     def _visibility(

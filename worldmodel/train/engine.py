@@ -106,15 +106,20 @@ class PlainEngine:
         self.optimizer = build_optimizer(self.master.values(), cfg.optim)
         self.clip_norm = cfg.optim.clip_norm
         self.gradient = {n: torch.zeros_like(p) for n, p in self.master.items()}
+        self.has_gradient = False
         self._publish()
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of one micro-batch in fp32."""
         loss.backward()
         for name, parameter in self.student.named_parameters():
-            if parameter.grad is not None:
-                self.gradient[name] += parameter.grad
-                parameter.grad = None
+            gradient = self.gradient[name]
+            if not self.has_gradient:  # of the step before: nothing to add to
+                gradient.zero_() if parameter.grad is None else gradient.copy_(parameter.grad)
+            elif parameter.grad is not None:
+                gradient += parameter.grad
+            parameter.grad = None
+        self.has_gradient = True
 
     def step(self, learning_rate: float) -> Tensor:
         for name, master in self.master.items():
@@ -123,7 +128,7 @@ class PlainEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        torch._foreach_zero_(list(self.gradient.values()))
+        self.has_gradient = False
         self._publish_student()
         return norm
 
