@@ -19,12 +19,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-# Eight chunks of 64 + 4 + 1 tokens after 24 of text: several blocks of 128, none of which divides.
-LONG = {
-    "data": {"clip_s": 2.0, "size": [128, 128]},
-    "model": {"width": 64, "text_tokens": 24, "window_chunks": 7},
-}
-
 
 def student_of(cfg, layout, dtype: torch.dtype, *, compiled: bool) -> SelfFlowStudent:
     with torch.random.fork_rng(devices=[]):
@@ -50,14 +44,15 @@ def gradients(
     }
 
 
-@pytest.mark.parametrize(("window", "sink"), [(7, 1), (2, 0)])
-def test_flex_attention_in_compiled_blocks_equals_sdpa_with_gradients(window: int, sink: int):
-    cfg = tiny_config(**{**LONG, "model": {**LONG["model"], "window_chunks": 9, "head_dim": 32}})
-    layout = tiny_layout(cfg)
-    cfg = tiny_config(**LONG, objective={"prediction": "v"})
-    cfg = cfg.model_copy(
-        update={"model": cfg.model.model_copy(update={"window_chunks": window, "sink_chunks": sink})}
-    )
+@pytest.mark.parametrize(("head_dim", "window", "sink"), [(64, 7, 1), (128, 2, 0)])
+def test_flex_attention_in_compiled_blocks_equals_sdpa_with_gradients(head_dim: int, window: int, sink: int):
+    model = {"width": 128, "head_dim": head_dim, "text_tokens": 24, "window_chunks": 8}
+    cfg = tiny_config(data={"clip_s": 2.0, "size": [128, 128]}, model=model, objective={"prediction": "v"})
+    layout = tiny_layout(
+        cfg
+    )  # eight chunks of 64 + 4 + 1 tokens: several blocks of 128, none of which divides
+    own = cfg.model.model_copy(update={"window_chunks": window, "sink_chunks": sink})
+    cfg = cfg.model_copy(update={"model": own})
     batch = make_batch(layout, clips=3)
     text = batch.text_BN.clone()
     text[0, 5:], text[1] = 0, 0  # a short caption and none: keys that nobody sees
@@ -67,13 +62,14 @@ def test_flex_attention_in_compiled_blocks_equals_sdpa_with_gradients(window: in
     batch = replace(batch, text_BN=text, audio=audio).to("cuda")
     one = draw(batch, layout, cfg.objective, SampleRandom(0, 0, (0, 1, 2)))
     exact_loss, exact = gradients(cfg, layout, one, torch.float32, compiled=False)
-    for dtype, tolerance in ((torch.float32, 2e-3), (torch.bfloat16, 6e-2)):
-        loss, found = gradients(cfg, layout, one, dtype, compiled=True)
-        assert float((loss - exact_loss).abs() / exact_loss) < tolerance
-        assert found.keys() == exact.keys()
-        for name, gradient in found.items():
-            error = (gradient - exact[name]).norm() / exact[name].norm().clamp_min(1e-6)
-            assert float(error) < 3 * tolerance, f"{dtype} {name}: {float(error)}"
+    _, rounded = gradients(cfg, layout, one, torch.bfloat16, compiled=False)
+    loss, found = gradients(cfg, layout, one, torch.bfloat16, compiled=True)
+    assert float((loss - exact_loss).abs() / exact_loss) < 1e-2
+    assert found.keys() == exact.keys()
+    for name, gradient in found.items():
+        size = exact[name].norm().clamp_min(1e-6)
+        error, eager = ((x - exact[name]).norm() / size for x in (gradient, rounded[name]))
+        assert float(error) < 1.5 * float(eager) + 1e-2, f"{name}: {float(error)}, eager bf16 {float(eager)}"
 
 
 def test_buckets_and_missing_sound_share_few_graphs():
@@ -89,7 +85,11 @@ def test_buckets_and_missing_sound_share_few_graphs():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
 
 
-def test_a_gpu_trains_like_a_cpu():
+def test_a_gpu_trains_like_a_cpu_on_the_same_noise(monkeypatch):
+    def same(self: SampleRandom, name: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        return self.normal(name, shape).to(device)
+
+    monkeypatch.setattr(SampleRandom, "noise", same)
     losses = {}
     for device in ("cpu", "cuda"):
         cfg = tiny_config(train={"device": device, "precision": "fp32", "steps": 20, "compile": "never"})
@@ -97,8 +97,8 @@ def test_a_gpu_trains_like_a_cpu():
         rows: list[dict[str, float]] = []
         hooks = Hooks(commit=lambda step: None, on_row=rows.append)
         train(PlainEngine(cfg, layout), stream_of(layout), cfg, layout, start_step=0, hooks=hooks)
-        losses[device] = sum(row["loss"] for row in rows[-5:])
-    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.1)  # other noise, so not the same numbers
+        losses[device] = [row["loss"] for row in rows]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-2)
 
 
 def test_noise_of_a_gpu_depends_on_its_sample_only():
