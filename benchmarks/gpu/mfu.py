@@ -171,6 +171,7 @@ def measure_model(
                 part[name].append(time.perf_counter() - began)
         part["flops_per_step"] = step_flops(own, layout, clips).total * cfg.train.micro_batches
         found[kind] = part
+        print(json.dumps({kind: part}), flush=True)
     found["peak_bytes"] = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     return found
 
