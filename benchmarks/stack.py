@@ -150,8 +150,9 @@ def _worker(settings: dict[str, Any]) -> None:
 
 def _bare_loop(engine: Any, ready: list, cfg: Any, layout: Any) -> None:
     """Noise, two forwards, backward, clipped AdamW on an fp32 master, EMA: the step and nothing around it."""
+    from worldmodel.draw import draw
     from worldmodel.randomness import SampleRandom
-    from worldmodel.self_flow import draw, self_flow_losses
+    from worldmodel.self_flow import self_flow_losses
 
     for batches in ready:
         draws = [

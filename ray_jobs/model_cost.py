@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ray_jobs.buckets import buckets_of
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
-from worldmodel.model.transformer import SelfFlowStudent, Tokens, WorldTransformer
-from worldmodel.self_flow import layers_of
+from worldmodel.model.student import SelfFlowStudent
+from worldmodel.model.transformer import Tokens, WorldTransformer
+from worldmodel.self_flow import layers_of, tapped_layers
 
 # B clips, L tokens, H heads, W ranks.
 
@@ -58,7 +59,7 @@ class Sizes:
 def build_on_meta(cfg: RunConfig, layout: Layout) -> SelfFlowStudent:
     """The student in the precision that it runs in."""
     with torch.device("meta"):
-        student = SelfFlowStudent(WorldTransformer(cfg.model, layout))
+        student = SelfFlowStudent(WorldTransformer(cfg.model, layout), cfg.objective, cfg.data.targets)
     return student.to(torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32)
 
 
@@ -122,16 +123,15 @@ def flops_per_step(cfg: RunConfig, layout: Layout, student: SelfFlowStudent) -> 
     with FlopCounterMode(display=False) as counter:
         out = _forward(cfg, layout, student)
         torch.stack([values.sum() for values in out.values() if isinstance(values, Tensor)]).sum().backward()
-        if cfg.objective.rep == "ema":
+        if cfg.objective.has_teacher:
             _, layer = layers_of(cfg.objective, cfg.model.depth)
             with torch.no_grad():
-                student.transformer(*_inputs(cfg, layout), features=layer, stop_after=layer)
+                student.transformer(*_inputs(cfg, layout), features=(layer,), stop_after=layer)
     return float(counter.get_total_flops()) * cfg.train.micro_batches
 
 
 def _forward(cfg: RunConfig, layout: Layout, student: SelfFlowStudent) -> dict[str, Tensor]:
-    layer, _ = layers_of(cfg.objective, cfg.model.depth)
-    return student(*_inputs(cfg, layout), features=layer if cfg.objective.rep == "ema" else None)
+    return student(*_inputs(cfg, layout), features=tapped_layers(cfg.objective, cfg.model.depth))
 
 
 def _inputs(cfg: RunConfig, layout: Layout) -> tuple[Tokens, Tensor, Tensor]:

@@ -67,8 +67,9 @@ class EncodeBatch:
 
         geometry: None for that of the bucket, which all samples share.
         """
+        bucket = self.plan.bucket(sample_ids_B)
         if geometry is None:
-            geometry = self.of_bucket[self.plan.buckets.index(self.plan.bucket(sample_ids_B))]
+            geometry = self.of_bucket[self.plan.buckets.index(bucket)]
         clips = [self.encode(int(i), geometry) for i in sample_ids_B]
         stacked = {name: np.stack([clip.arrays[name] for clip in clips]) for name in clips[0].arrays}
         reasons = {int(i): clip.reason for i, clip in zip(sample_ids_B, clips, strict=True) if clip.reason}
@@ -76,6 +77,7 @@ class EncodeBatch:
             "epoch": epoch,
             "batch_id": batch_id,
             "sample_ids": sample_ids_B,
+            "is_still": bucket.kind == "still",
             "reasons": json.dumps(reasons),
             "video_time_s": _spans_s(self.video.spec, geometry.video_steps),
             "audio_time_s": _spans_s(self.audio.spec, geometry.audio_steps),
@@ -173,6 +175,7 @@ def to_latent_batch(row: Row) -> LatentBatch:
         text_BN=_tensor(row["text"], torch.int64),
         actions_BFA=_tensor(row["actions"], torch.float32),
         actions_valid_BF=_tensor(row["actions_valid"], torch.bool),
+        is_still=bool(row["is_still"]),
         reasons={int(i): reason for i, reason in json.loads(str(row["reasons"])).items()},
         targets={
             name.removeprefix(PREFIX): _tensor(

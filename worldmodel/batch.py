@@ -31,7 +31,8 @@ class LatentBatch:
     sample_ids_B: int64, -1 for padding. text_BN: bytes of the caption, then of the transcript, each padded to
     its own length: values + 1 as int64, 0 for padding.
     actions_BFA: action[i] takes frame i to frame i + 1. reasons: sample_id -> why the clip could not be used.
-    targets: features of frozen encoders by name.
+    targets: features of frozen encoders by name, and under NAME_valid which latent steps have them.
+    is_still: of still pictures, which have noise levels, masks and a weight of their own.
     """
 
     epoch: int
@@ -44,6 +45,7 @@ class LatentBatch:
     actions_valid_BF: Tensor
     reasons: dict[int, str] = field(default_factory=dict[int, str])
     targets: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    is_still: bool = False
 
     @property
     def num_clips(self) -> int:

@@ -144,9 +144,14 @@ class Layout:
 
     @property
     def num_levels(self) -> int:
-        """Distinct noise levels of a row: t and s for each chunk of video and audio, and one for
-        conditions."""
-        return 4 * self.num_chunks + 1
+        """Distinct noise levels of a row: t and s for each chunk of video and audio, one of a first frame
+        that is given, and one for conditions."""
+        return 4 * self.num_chunks + 2
+
+    @property
+    def first_frame_slot(self) -> int:
+        """Index of the level of a first frame that is given."""
+        return 4 * self.num_chunks
 
     @cached_property
     def modality_L(self) -> Tensor:
@@ -191,7 +196,7 @@ class Layout:
         level."""
         slot = (self.chunk_L * 2 + (self.modality_L == AUDIO)) * 2
         condition = (self.modality_L == TEXT) | (self.modality_L == ACTION)
-        return torch.where(condition, torch.tensor(4 * self.num_chunks), slot)
+        return torch.where(condition, torch.tensor(4 * self.num_chunks + 1), slot)
 
     def window_mask_LL(self, *, window_chunks: int, sink_chunks: int) -> Tensor:
         """True where query (row) may see key (column): its window, the sinks, its own chunk in full, and all

@@ -217,9 +217,10 @@ class Sampler:
         return out, tokens
 
     def _levels(self, t: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The table of noise levels: picture, picture, sound, sound, and clean text and actions."""
-        num, layout = self.num_rows, self.layout
-        level_BK = torch.stack([t[0], t[0], t[1], t[1], torch.zeros_like(t[0])]).expand(num, -1)
+        """The table of noise levels: picture, picture, sound, sound, no first frame apart, and clean text and
+        actions."""
+        num, layout, clean = self.num_rows, self.layout, torch.zeros_like(t[0])
+        level_BK = torch.stack([t[0], t[0], t[1], t[1], clean, clean]).expand(num, -1)
         return level_BK, layout.level_slot_L.to(self.device).expand(num, -1)
 
     def _past(self) -> tuple[list[KeyValue], Tensor, Tensor, int]:

@@ -1,163 +1,83 @@
-"""The Self-Flow step (arXiv 2603.06507) and its baselines by switches.
+"""The Self-Flow step (arXiv 2603.06507) and its rivals by switches of the same step.
 
 The student denoises tokens at two noise levels; its projected features at 0.3 of the depth follow those of
 the EMA teacher at 0.7, which sees every token at the cleaner level with the same noise and the same condition
-drop.
+drop. With other switches the features follow a later layer, a frozen encoder, or the velocity itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.batch import LatentBatch
 from worldmodel.config import SelfFlowConfig
-from worldmodel.flow import MIN_DIVISOR, Levels, add_noise, predicted_velocity, sample_levels, velocity_target
-from worldmodel.layout import LEARNED, Layout
-from worldmodel.model.level_rows import split_text
-from worldmodel.model.transformer import Tokens
-from worldmodel.randomness import SampleRandom
+from worldmodel.draw import Draw
+from worldmodel.flow import MIN_DIVISOR, predicted_velocity, velocity_target
+from worldmodel.layout import LEARNED
+from worldmodel.model.student import tokens_of
 
-# B clips, L tokens, N chunks, V video tokens and T audio tokens of a chunk, C channels of a token, D width.
+# B clips, L tokens, N chunks, V tokens of one modality in a chunk, C channels of a token, D width, K noise
+# levels.
 
-Network = Callable[..., dict]
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One micro-batch with its noise: everything random is decided here, before any network runs."""
-
-    video_BNVC: Tensor
-    audio_BNTC: Tensor
-    video_noise: Tensor
-    audio_noise: Tensor
-    text_BN: Tensor
-    actions_BNA: Tensor
-    actions_valid_BN: Tensor
-    valid_BL: Tensor
-    loss_BL: Tensor
-    levels: Levels
-    layout: Layout
-
-    def loss_mask(self, modality: str) -> Tensor:
-        """Tokens [B, chunks, tokens] of one modality that carry loss: not context, not condition, real and
-        allowed."""
-        return self.of(self.loss_BL, modality)
-
-    def of(self, x_BL: Tensor, modality: str) -> Tensor:
-        """The part of a per-token tensor that belongs to one modality, chunk by chunk."""
-        _, chunks = split_text(x_BL[..., None], self.layout)
-        _, video, audio = chunks[..., 0].split(self.layout.parts, dim=2)
-        return video if modality == "video" else audio
-
-    def counts(self) -> Tensor:
-        """Tokens under loss, [video, audio]."""
-        return torch.stack([self.loss_mask(m).sum() for m in LEARNED]).double()
-
-    def masked_counts(self) -> Tensor:
-        """Tokens under loss that are at s, [video, audio]."""
-        return torch.stack([self.of(self.loss_BL & self.levels.masked_BL, m).sum() for m in LEARNED]).double()
-
-    def level_gaps(self) -> Tensor:
-        """Sum of t - min(t, s) or s - min(t, s) over tokens under loss, [video, audio]: how far the teacher
-        is ahead."""
-        gap_BL = self.levels.per_token(self.levels.student_BK - self.levels.cleaner_BK)
-        return torch.stack([(self.of(gap_BL, m) * self.loss_mask(m)).sum() for m in LEARNED]).double()
-
-    def tokens_at(self, table_BK: Tensor) -> tuple[Tokens, dict[str, Tensor], dict[str, Tensor]]:
-        """Noisy inputs at the levels of a table, with x_t and t [B, chunks, tokens, 1] of each modality."""
-        t_BL = self.levels.per_token(table_BK)
-        t = {m: self.of(t_BL, m)[..., None] for m in LEARNED}
-        x_t = {
-            "video": add_noise(self.video_BNVC, self.video_noise, t["video"]),
-            "audio": add_noise(self.audio_BNTC, self.audio_noise, t["audio"]),
-        }
-        tokens = Tokens(
-            x_t["video"], x_t["audio"], self.text_BN, self.actions_BNA, self.actions_valid_BN, self.valid_BL
-        )
-        return tokens, x_t, t
-
-
-def draw(
-    batch: LatentBatch, layout: Layout, cfg: SelfFlowConfig, rng: SampleRandom, levels: Levels | None = None
-) -> Draw:
-    """Noise levels, noise and condition drop of a micro-batch, keyed by (seed, epoch, sample_id)."""
-    video, audio = layout.pack_video(batch.video.latents), layout.pack_audio(batch.audio.latents)
-    evaluating = levels is not None
-    levels = sample_levels(layout, cfg, rng) if levels is None else levels
-    text_BN, has_actions_BF = batch.text_BN, batch.actions_valid_BF
-    if not evaluating:  # dropped for student and teacher together
-        text_BN = _without_some_text(text_BN, layout, cfg, rng)
-        has_actions_BF = has_actions_BF & ~_dropped("action_drop", cfg.action_drop, rng, has_actions_BF)
-    device = video.device
-    levels = Levels(*(getattr(levels, f).to(device) for f in Levels.__dataclass_fields__))
-    valid_BL = token_mask(layout, batch.video.valid_BT, batch.audio.valid_BT, text_BN)
-    learnable_BL = token_mask(layout, batch.video.loss_mask_BT, batch.audio.loss_mask_BT, text_BN)
-    return Draw(
-        video_BNVC=video,
-        audio_BNTC=audio,
-        video_noise=rng.noise("noise.video", tuple(video.shape[1:]), device),
-        audio_noise=rng.noise("noise.audio", tuple(audio.shape[1:]), device),
-        text_BN=text_BN,
-        actions_BNA=layout.pack_actions(batch.actions_BFA * has_actions_BF[..., None]),
-        actions_valid_BN=layout.pack_actions_valid(has_actions_BF),
-        valid_BL=valid_BL,
-        loss_BL=levels.loss_BL & valid_BL & learnable_BL,
-        levels=levels,
-        layout=layout,
-    )
-
-
-def _without_some_text(text_BN: Tensor, layout: Layout, cfg: SelfFlowConfig, rng: SampleRandom) -> Tensor:
-    """Captions and transcripts go apart, so that a model is guided by each alone."""
-    is_speech_N = torch.arange(text_BN.shape[1], device=text_BN.device) >= layout.caption_bytes
-    gone_BN = torch.where(
-        is_speech_N,
-        _dropped("speech_drop", cfg.speech_drop, rng, text_BN),
-        _dropped("text_drop", cfg.text_drop, rng, text_BN),
-    )
-    return torch.where(gone_BN, torch.zeros_like(text_BN), text_BN)
-
-
-def _dropped(name: str, share: float, rng: SampleRandom, like: Tensor) -> Tensor:
-    """[B, 1]: clips that are trained without a condition."""
-    return (rng.uniform(name, (1,)) < share).to(like.device)
-
-
-def token_mask(layout: Layout, video_BT: Tensor, audio_BT: Tensor, text_BN: Tensor) -> Tensor:
-    """Masks of latent steps -> [B, L], with real text bytes and every action token (an absent one has an
-    embedding)."""
-    video_BN, audio_BN = layout.chunk_valid(video_BT), layout.chunk_valid(audio_BT)
-    actions, video, audio = (
-        x_BN[..., None].expand(-1, -1, tokens)
-        for x_BN, tokens in zip((torch.ones_like(video_BN), video_BN, audio_BN), layout.parts, strict=True)
-    )
-    return torch.cat([layout.text_valid(text_BN), torch.cat([actions, video, audio], -1).flatten(1)], 1)
+Network = Callable[..., dict[str, Any]]
+LEVEL_BINS = 5  # of the noise levels at which losses are told apart
+RANK_TOKENS = 1024  # features from which the rank is estimated
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Sums over tokens under loss of each modality, [video, audio]: means need the count over all ranks."""
+    """Sums over tokens under loss of each modality, [video, audio]: means need the count over all ranks.
+
+    by_level [2, LEVEL_BINS, 3]: flow, cosine and count at noise levels. target_rank: participation ratio of
+    what features follow, times the count.
+    """
 
     flow: Tensor
     align: Tensor
     cosine: Tensor
     target_std: Tensor
+    target_rank: Tensor
+    by_level: Tensor
+    is_still: bool = False
 
     def objective(self, counts: Tensor, cfg: SelfFlowConfig) -> Tensor:
         """Sum over modalities of weight * (flow + align_weight * align) / global count."""
-        weight = torch.tensor([cfg.video_weight, cfg.audio_weight], device=self.flow.device)
+        pictures = cfg.image_weight if self.is_still else cfg.video_weight
+        weight = torch.tensor([pictures, cfg.audio_weight], device=self.flow.device)
         share = weight / counts.to(self.flow).clamp_min(1)
         return (share * (self.flow + cfg.align_weight * self.align)).sum()
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Per token of each modality: what is added to the loss, its cosine, and where there is one."""
+
+    loss: dict[str, Tensor]
+    cosine: dict[str, Tensor]
+    target_std: Tensor
+    target_rank: Tensor
 
 
 def layers_of(cfg: SelfFlowConfig, depth: int) -> tuple[int, int]:
     """Student and teacher layer, 1-based, as the nearest integers of their fractions of the depth."""
     return max(1, round(cfg.student_layer * depth)), max(1, round(cfg.teacher_layer * depth))
+
+
+def tapped_layers(cfg: SelfFlowConfig, depth: int) -> tuple[int, ...]:
+    """Layers of the student whose features a switch needs."""
+    student_layer, teacher_layer = layers_of(cfg, depth)
+    return {
+        "none": (),
+        "ema": (student_layer,),
+        "repa": (student_layer,),
+        "layersync": (student_layer, teacher_layer),
+        "velocity_heads": (student_layer, teacher_layer),
+    }[cfg.rep]
 
 
 def self_flow_losses(
@@ -167,44 +87,146 @@ def self_flow_losses(
 
     arXiv 2603.06507, equations 4 to 7.
     """
-    student_layer, teacher_layer = layers_of(cfg, depth)
     target_BLD = None
-    if cfg.rep == "ema" and teacher is not None:
-        with torch.no_grad():
-            tokens, _, _ = batch.tokens_at(batch.levels.cleaner_BK)
-            target_BLD = teacher(
-                tokens,
-                batch.levels.cleaner_BK,
-                batch.levels.level_of_BL,
-                layout=batch.layout,
-                features=teacher_layer,
-                stop_after=teacher_layer,
-            )["features"]
-    tokens, x_t, t = batch.tokens_at(batch.levels.student_BK)
+    if cfg.has_teacher and teacher is not None:
+        target_BLD = _teacher_features(teacher, batch, cfg, depth)
+    tokens, x_t, t = batch.tokens_at(batch.levels.student_BK, apart=True)
     out = student(
         tokens,
         batch.levels.student_BK,
         batch.levels.level_of_BL,
         layout=batch.layout,
-        features=None if target_BLD is None else student_layer,
+        features=() if cfg.has_teacher and teacher is None else tapped_layers(cfg, depth),
     )
-    flow = torch.stack([_flow_sum(batch, out[m], x_t[m], t[m], m, cfg) for m in LEARNED])
-    if target_BLD is None:
-        zero = torch.zeros_like(flow)
-        return Losses(flow, zero, zero, zero)
-    # dim=-1: the default is over tokens. fp32: late features exceed what half precision holds.
-    cosine_BL = F.cosine_similarity(out["projected"].float(), target_BLD.float(), dim=-1)
-    cosine = torch.stack([(batch.of(cosine_BL, m) * batch.loss_mask(m)).sum() for m in LEARNED])
-    counts = batch.counts().to(cosine)
-    std = target_BLD.float().std(dim=(0, 1)).mean().expand(2) * counts
-    return Losses(flow, counts - cosine, cosine.detach(), std.detach())
+    flow = {m: _flow(batch, out[m], x_t[m], t[m], m, cfg) for m in LEARNED}
+    aligned = _aligned(out, target_BLD, batch, x_t, t, cfg)
+    cosine = {m: torch.zeros_like(flow[m]) for m in LEARNED} if aligned is None else aligned.cosine
+    sums = torch.stack([flow[m].sum() for m in LEARNED])
+    counts = batch.counts().to(sums)
+    by_level = torch.stack([_by_level(flow[m], cosine[m], t[m], batch.loss_mask(m)) for m in LEARNED])
+    if aligned is None:
+        zero = torch.zeros_like(sums)
+        return Losses(sums, zero, zero, zero, zero, by_level, batch.is_still)
+    return Losses(
+        flow=sums,
+        align=torch.stack([aligned.loss[m].sum() for m in LEARNED]),
+        cosine=torch.stack([cosine[m].sum() for m in LEARNED]).detach(),
+        target_std=aligned.target_std * counts,
+        target_rank=aligned.target_rank * counts,
+        by_level=by_level,
+        is_still=batch.is_still,
+    )
 
 
-def _flow_sum(
-    batch: Draw, output: Tensor, x_t: Tensor, t: Tensor, modality: str, cfg: SelfFlowConfig
-) -> Tensor:
-    """Squared velocity error, weighted by cfg.loss_min_t, mean over channels, summed over tokens under
-    loss."""
+@torch.no_grad()
+def _teacher_features(teacher: Network, batch: Draw, cfg: SelfFlowConfig, depth: int) -> Tensor:
+    """[B, L, D] of the cleaner view; no layer beyond the last one that is needed runs."""
+    _, layer = layers_of(cfg, depth)
+    tokens, _, _ = batch.tokens_at(batch.levels.cleaner_BK)
+    out = teacher(
+        tokens,
+        batch.levels.cleaner_BK,
+        batch.levels.level_of_BL,
+        layout=batch.layout,
+        features=(layer,),
+        stop_after=layer,
+    )
+    target_BLD = out["features"][0]
+    return target_BLD.roll(1, dims=0) if cfg.teacher_shuffled else target_BLD
+
+
+def _aligned(
+    out: dict[str, Any],
+    target_BLD: Tensor | None,
+    batch: Draw,
+    x_t: dict[str, Tensor],
+    t: dict[str, Tensor],
+    cfg: SelfFlowConfig,
+) -> Alignment | None:
+    """What the switch `rep` adds; None where nothing is followed."""
+    if target_BLD is not None:
+        return _cosines(batch, {m: tokens_of(out["projected"], m, batch.layout) for m in LEARNED}, target_BLD)
+    if cfg.rep == "layersync":
+        early_BLD, late_BLD = out["features"]
+        return _cosines(batch, {m: tokens_of(early_BLD, m, batch.layout) for m in LEARNED}, late_BLD.detach())
+    if cfg.rep == "repa":
+        return _frozen_encoders(batch, out["predicted_targets"])
+    if cfg.rep == "velocity_heads":
+        return _velocities(batch, out["velocities"], x_t, t, cfg)
+    return None
+
+
+def _cosines(batch: Draw, followers: dict[str, Tensor], target_BLD: Tensor) -> Alignment:
+    """1 - cosine over channels of each token under loss."""
+    cosine, std, rank = {}, [], []
+    for m in LEARNED:
+        target = tokens_of(target_BLD, m, batch.layout).float()
+        # dim=-1: the default is over tokens. fp32: late features exceed what half precision holds.
+        found = F.cosine_similarity(followers[m].float(), target, dim=-1)
+        cosine[m] = torch.where(batch.loss_mask(m), found, found.new_zeros(()))
+        std.append(target.flatten(0, -2).std(dim=0).mean())
+        rank.append(participation_ratio(target))
+    loss = {m: torch.where(batch.loss_mask(m), 1 - cosine[m], cosine[m].new_zeros(())) for m in LEARNED}
+    return Alignment(loss, cosine, torch.stack(std).detach(), torch.stack(rank).detach())
+
+
+@torch.no_grad()
+def participation_ratio(features: Tensor) -> Tensor:
+    """(sum of variances)^2 / sum of squared variances along principal axes of [..., D]: 1 to D, a rank that
+    needs no decomposition. From RANK_TOKENS tokens evenly spaced."""
+    flat = features.flatten(0, -2)
+    some = flat[:: max(1, len(flat) // RANK_TOKENS)][:RANK_TOKENS].float()
+    some = some - some.mean(0)
+    covariance = some.T @ some
+    return covariance.trace().square() / covariance.square().sum().clamp_min(1e-20)
+
+
+def _frozen_encoders(batch: Draw, predicted: dict[str, Tensor]) -> Alignment:
+    """1 - cosine to the features of each encoder, a mean over those of one modality (arXiv 2410.06940)."""
+    zero = {m: torch.zeros_like(batch.loss_mask(m), dtype=torch.float32) for m in LEARNED}
+    loss, cosine = dict(zero), dict(zero)
+    std, rank = torch.zeros(2, device=batch.valid_BL.device), torch.zeros(2, device=batch.valid_BL.device)
+    of_kind = {m: [name for name in predicted if batch.targets[name].modality == m] for m in LEARNED}
+    for index, m in enumerate(LEARNED):
+        for name in of_kind[m]:
+            target, valid = batch.targets[name].features.float(), batch.targets[name].valid
+            found = F.cosine_similarity(predicted[name].float(), target, dim=-1)
+            mask = batch.loss_mask(m) & valid
+            share = 1 / len(of_kind[m])
+            cosine[m] = cosine[m] + share * torch.where(mask, found, 0.0)
+            loss[m] = loss[m] + share * torch.where(mask, 1 - found, 0.0)
+            std[index] += share * target.flatten(0, -2).std(dim=0).mean()
+            rank[index] += share * participation_ratio(target)
+    return Alignment(loss, cosine, std, rank)
+
+
+def _velocities(
+    batch: Draw,
+    layers: list[dict[str, Tensor]],
+    x_t: dict[str, Tensor],
+    t: dict[str, Tensor],
+    cfg: SelfFlowConfig,
+) -> Alignment:
+    """The velocity error of heads on hidden layers, a mean over them."""
+    loss = {
+        m: torch.stack([_flow(batch, heads[m].float(), x_t[m], t[m], m, cfg) for heads in layers]).mean(0)
+        for m in LEARNED
+    }
+    zero = torch.zeros(2, device=batch.valid_BL.device)
+    return Alignment(loss, {m: torch.zeros_like(loss[m]) for m in LEARNED}, zero, zero)
+
+
+@torch.no_grad()
+def _by_level(flow: Tensor, cosine: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+    """[LEVEL_BINS, 3]: sums of flow and cosine, and how many tokens, by noise level."""
+    bins = (t[..., 0] * LEVEL_BINS).long().clamp_max(LEVEL_BINS - 1)
+    which = F.one_hot(bins, LEVEL_BINS).flatten(0, -2).float() * mask.flatten()[:, None]
+    values = torch.stack([flow.flatten(), cosine.flatten(), torch.ones_like(flow).flatten()], dim=-1)
+    return which.T @ values.float()
+
+
+def _flow(batch: Draw, output: Tensor, x_t: Tensor, t: Tensor, modality: str, cfg: SelfFlowConfig) -> Tensor:
+    """[B, N, V]: squared velocity error, weighted by cfg.loss_min_t, mean over channels; 0 without loss."""
     data, noise = (
         (batch.video_BNVC, batch.video_noise)
         if modality == "video"
@@ -216,4 +238,4 @@ def _flow_sum(
     if cfg.prediction == "x":  # at the smallest t errors of the last detail would drown the past
         error = error * (t.clamp_min(MIN_DIVISOR) / t.clamp_min(cfg.loss_min_t))
     # where, not a product: an absent clip must not bring NaN into the sum
-    return torch.where(batch.loss_mask(modality), error.square().mean(-1), error.new_zeros(())).sum()
+    return torch.where(batch.loss_mask(modality), error.square().mean(-1), error.new_zeros(()))

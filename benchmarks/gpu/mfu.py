@@ -28,11 +28,12 @@ from torch import Tensor
 from avtok.load import codec_spec
 from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.config import RunConfig
+from worldmodel.draw import Draw, draw
 from worldmodel.layout import Layout
 from worldmodel.load_config import dump_config, load_config
 from worldmodel.model.flops import step_flops
 from worldmodel.randomness import SampleRandom
-from worldmodel.self_flow import Draw, draw, self_flow_losses
+from worldmodel.self_flow import self_flow_losses
 from worldmodel.train.engine import PlainEngine
 from worldmodel.train.loop import Hooks, train
 

@@ -19,10 +19,11 @@ from ray_jobs.plan import make_plan
 from tests.ray_jobs.test_cli_errors import complaint, worldmodel
 from tests.worldmodel.synthetic import make_batch
 from worldmodel.config import RunConfig
+from worldmodel.draw import draw
 from worldmodel.layout import Layout
 from worldmodel.load_config import load_config
 from worldmodel.randomness import SampleRandom
-from worldmodel.self_flow import draw, self_flow_losses
+from worldmodel.self_flow import self_flow_losses
 from worldmodel.train.engine import PlainEngine, build_student
 
 CONFIGS = Path(__file__).parents[2] / "configs"

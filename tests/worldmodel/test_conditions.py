@@ -10,12 +10,12 @@ import torch
 from tests.worldmodel.synthetic import make_batch, open_model, tiny_config, tiny_layout
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RolloutConfig, RunConfig, SelfFlowConfig
+from worldmodel.draw import draw
 from worldmodel.flow import homogeneous_levels
 from worldmodel.layout import SPEECH_BYTES_PER_S, TEXT
 from worldmodel.model.text import ByteEncoder, encode_bytes, encode_texts
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.randomness import SampleRandom
-from worldmodel.self_flow import draw
 from worldmodel.session import RolloutSessions
 
 CAPTION, SPEECH = 8, 4  # bytes

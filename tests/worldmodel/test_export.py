@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.worldmodel.synthetic import make_batch, tiny_config
 from worldmodel.config import SelfFlowConfig
+from worldmodel.draw import draw
 from worldmodel.export import NotAModel, load_model, save_model
 from worldmodel.flow import homogeneous_levels
 from worldmodel.model_folder import INDEX_FILE, WEIGHTS
 from worldmodel.randomness import SampleRandom
-from worldmodel.self_flow import draw
 
 
 @pytest.fixture

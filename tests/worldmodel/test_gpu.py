@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from tests.worldmodel.synthetic import make_batch, open_gates, stream_of, tiny_config, tiny_layout
-from worldmodel.model.transformer import SelfFlowStudent, WorldTransformer
+from worldmodel.draw import draw
+from worldmodel.model.student import SelfFlowStudent
+from worldmodel.model.transformer import WorldTransformer
 from worldmodel.randomness import SampleRandom
-from worldmodel.self_flow import draw, self_flow_losses
+from worldmodel.self_flow import self_flow_losses
 from worldmodel.train.engine import PlainEngine
 from worldmodel.train.loop import Hooks, train
 

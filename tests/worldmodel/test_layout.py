@@ -16,6 +16,7 @@ from tests.worldmodel.synthetic import (
     tiny_layout,
 )
 from worldmodel.config import RunConfig, SelfFlowConfig
+from worldmodel.draw import draw
 from worldmodel.flow import homogeneous_levels
 from worldmodel.layout import ACTION, AUDIO, TEXT, VIDEO, Layout
 from worldmodel.model.attention import Attention
@@ -23,7 +24,6 @@ from worldmodel.model.rope import Rotary, rotary_angles
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.model.visibility import Visibility
 from worldmodel.randomness import SampleRandom
-from worldmodel.self_flow import draw
 
 # B clips, L tokens, N chunks, F frames, A action width, D width.
 

@@ -38,7 +38,7 @@ def test_rows_come_in_the_configured_shares():
     layout = tiny_layout(tiny_config(data={"clip_s": 1.0}))
     levels = many_levels(layout, NoiseConfig())
     media_L = (layout.modality_L == VIDEO) | (layout.modality_L == AUDIO)
-    table = rearrange(levels.student_BK[:, :-1], "b (n m pair) -> b n m pair", n=4, m=2)
+    table = rearrange(levels.student_BK[:, :-2], "b (n m pair) -> b n m pair", n=4, m=2)
     clean_video_B = (table[:, :, 0] == 0).flatten(1).all(1)
     clean_audio_B = (table[:, :, 1] == 0).flatten(1).all(1)
     assert clean_video_B.float().mean() == pytest.approx(0.1, abs=0.02)

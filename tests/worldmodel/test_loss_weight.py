@@ -7,9 +7,10 @@ import torch
 
 from tests.worldmodel.synthetic import make_batch, tiny_config, tiny_layout
 from worldmodel.config import SelfFlowConfig
+from worldmodel.draw import draw
 from worldmodel.flow import homogeneous_levels
 from worldmodel.randomness import SampleRandom
-from worldmodel.self_flow import draw, self_flow_losses
+from worldmodel.self_flow import self_flow_losses
 from worldmodel.train.engine import PlainEngine
 from worldmodel.train.loop import evaluate
 

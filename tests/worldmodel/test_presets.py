@@ -12,7 +12,8 @@ from avtok.load import codec_spec
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 from worldmodel.load_config import load_config
-from worldmodel.model.transformer import SelfFlowStudent, WorldTransformer
+from worldmodel.model.student import SelfFlowStudent
+from worldmodel.model.transformer import WorldTransformer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {"debug_cpu": 7e6, "av_25m": 25e6, "av_100m": 100e6, "av_300m": 300e6}

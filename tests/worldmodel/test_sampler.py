@@ -9,11 +9,11 @@ import torch
 from tests.worldmodel.synthetic import make_batch, open_model, tiny_config, tiny_layout
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RolloutConfig
+from worldmodel.draw import token_mask
 from worldmodel.flow import add_noise
 from worldmodel.layout import Layout
 from worldmodel.model.transformer import Tokens, WorldTransformer
 from worldmodel.sampler import CachedChunk, Chunk, Sampler
-from worldmodel.self_flow import token_mask
 from worldmodel.session import RolloutSessions, prefix_as_chunks
 
 # B sessions, L tokens, N chunks, K noise levels, J cached tokens.

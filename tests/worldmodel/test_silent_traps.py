@@ -21,6 +21,7 @@ from tests.worldmodel.synthetic import (
 )
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig, SelfFlowConfig
+from worldmodel.draw import Draw, draw
 from worldmodel.export import save_model
 from worldmodel.flow import (
     add_noise,
@@ -30,7 +31,7 @@ from worldmodel.flow import (
 )
 from worldmodel.layout import AUDIO, TEXT, VIDEO
 from worldmodel.randomness import SampleRandom
-from worldmodel.self_flow import Draw, draw, self_flow_losses
+from worldmodel.self_flow import self_flow_losses
 from worldmodel.train.checkpoint import CheckpointReader, write_checkpoint
 from worldmodel.train.engine import PlainEngine
 from worldmodel.train.loop import EVALUATED_T, Hooks, evaluate, train
@@ -59,7 +60,9 @@ class Recorder:
         self.tokens, self.level_BK, self.level_of_BL, self.options = tokens, level_BK, level_of_BL, options
         shape = (len(level_BK), self.layout.length, self.width)
         zeros = {k: torch.zeros_like(getattr(tokens, f)) for k, f in TOKEN_FIELDS.items()}
-        return {**zeros, "features": torch.ones(shape), "projected": torch.ones(shape), **self.fixed}
+        ones = torch.ones(shape)
+        found = {**zeros, "features": ones, "projected": ones, **self.fixed}
+        return {**found, "features": [found["features"]]}
 
 
 TOKEN_FIELDS = {"video": "video_BNVC", "audio": "audio_BNTC"}
@@ -101,8 +104,8 @@ def test_trap_1_the_teacher_sees_the_cleaner_level(layout, batch):
     teacher, student = Recorder(layout), Recorder(layout)
     cfg = SelfFlowConfig(noise=PLAIN_ROWS)
     self_flow_losses(student, teacher, drawn(layout, batch, cfg), cfg, 3)
-    pairs = rearrange(student.level_BK[:, :-1], "b (slot pair) -> b slot pair", pair=2)
-    seen = rearrange(teacher.level_BK[:, :-1], "b (slot pair) -> b slot pair", pair=2)
+    pairs = rearrange(student.level_BK[:, :-2], "b (slot pair) -> b slot pair", pair=2)
+    seen = rearrange(teacher.level_BK[:, :-2], "b (slot pair) -> b slot pair", pair=2)
     assert torch.equal(seen, pairs.amin(-1, keepdim=True).expand_as(seen))
     assert (pairs[..., 0] != pairs[..., 1]).all()
     assert (noise_energy(teacher) < noise_energy(student)).all()
@@ -219,7 +222,7 @@ def test_trap_5_the_teacher_stops_at_its_layer_without_gradient(cfg, layout, bat
     one = drawn(layout, batch, cfg.objective)
     teacher = Recorder(layout, width=32)
     losses = self_flow_losses(engine.student, teacher, one, cfg.objective, 3)
-    assert (teacher.options["features"], teacher.options["stop_after"]) == (2, 2)
+    assert (teacher.options["features"], teacher.options["stop_after"]) == ((2,), 2)
     losses = self_flow_losses(engine.student, engine.teacher, one, cfg.objective, 3)
     losses.align.sum().backward()
     assert all(p.grad is None for p in engine.teacher.parameters())
@@ -394,5 +397,5 @@ def test_plain_flow_matching_is_one_switch(cfg, layout, batch):
     student = Recorder(layout)
     losses = self_flow_losses(student, None, drawn(layout, batch, plain), plain, 3)
     assert losses.align.tolist() == [0, 0]
-    assert student.options["features"] is None
+    assert student.options["features"] == ()
     assert (losses.flow > 0).all()

@@ -13,10 +13,10 @@ from worldmodel.batch import LatentBatch
 from worldmodel.checks.result import CheckClip, scene_of
 from worldmodel.checks.suite import run_checks
 from worldmodel.config import RunConfig
+from worldmodel.draw import Draw, draw
 from worldmodel.flow import homogeneous_levels, predicted_velocity
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.randomness import SampleRandom
-from worldmodel.self_flow import Draw, draw
 from worldmodel.session import RolloutSessions
 from worldmodel.worlds.catalog import make_episode, world_settings
 from worldmodel.worlds.clips import Codec, make_clips

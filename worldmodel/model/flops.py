@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
-from worldmodel.model.transformer import SelfFlowStudent, Tokens, WorldTransformer
-from worldmodel.self_flow import layers_of
+from worldmodel.model.student import SelfFlowStudent
+from worldmodel.model.transformer import Tokens, WorldTransformer
+from worldmodel.self_flow import layers_of, tapped_layers
 
 # B clips, L tokens.
 
@@ -36,18 +37,18 @@ class StepFlops:
 
 def step_flops(cfg: RunConfig, layout: Layout, batch_clips: int) -> StepFlops:
     """Student both ways, and the teacher's forward up to its layer where the objective has one."""
-    student_layer, teacher_layer = layers_of(cfg.objective, cfg.model.depth)
-    has_teacher = cfg.objective.rep == "ema"
+    _, teacher_layer = layers_of(cfg.objective, cfg.model.depth)
+    tapped = tapped_layers(cfg.objective, cfg.model.depth)
     with torch.device("meta"):
-        student = SelfFlowStudent(WorldTransformer(cfg.model, layout))
+        student = SelfFlowStudent(WorldTransformer(cfg.model, layout), cfg.objective, cfg.data.targets)
     tokens = empty_tokens(layout, batch_clips)
     levels = torch.empty(batch_clips, layout.num_levels, device="meta")
     level_of = torch.empty(batch_clips, layout.length, dtype=torch.int64, device="meta")
     inputs = (tokens, levels, level_of)
-    forward = _products(lambda: student(*inputs, features=student_layer if has_teacher else None))
+    forward = _products(lambda: student(*inputs, features=tapped))
     attention = 4.0 * batch_clips * seen_pairs(cfg, layout) * cfg.model.width  # scores and values, a block
     teacher = 0.0
-    if has_teacher:
+    if cfg.objective.has_teacher:
         teacher = _products(lambda: student.transformer(*inputs, stop_after=teacher_layer))
         teacher += attention * teacher_layer
     return StepFlops((1 + BACKWARD) * (forward + attention * cfg.model.depth), teacher)

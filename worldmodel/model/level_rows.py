@@ -49,15 +49,18 @@ class _Rows(torch.autograd.Function):
         text_tokens, num_chunks, video_tokens = ctx.tokens
         grad = rearrange(grad_BLD[:, text_tokens:], "b (n p) d -> b n p d", n=num_chunks)
         # A slot's first level has an even index, its second an odd one; see Layout.level_slot_L.
-        second = rearrange(index_BL[:, text_tokens:, None] % 2 == 1, "b (n p) d -> b n p d", n=num_chunks)
+        index = rearrange(index_BL[:, text_tokens:, None], "b (n p) d -> b n p d", n=num_chunks)
         zero = grad.new_zeros(())
+        is_first_frame = index == 4 * num_chunks  # whose level is of no slot
+        first_frame = torch.where(is_first_frame[:, 0], grad[:, 0], zero).sum(1, keepdim=True)
+        grad, second = torch.where(is_first_frame, zero, grad), index % 2 == 1
         sums = []
         for part in (slice(1, 1 + video_tokens), slice(1 + video_tokens, None)):
             own, at_second = grad[:, :, part], second[:, :, part]
             sums += [torch.where(at_second, zero, own).sum(2), torch.where(at_second, own, zero).sum(2)]
         slots = rearrange(torch.stack(sums, 2), "b n four d -> b (n four) d")
         clean = grad_BLD[:, :text_tokens].sum(1, keepdim=True) + grad[:, :, 0].sum(1, keepdim=True)
-        return torch.cat([slots, clean], 1), None, None, None, None
+        return torch.cat([slots, first_frame, clean], 1), None, None, None, None
 
 
 def split_text(x_BLD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

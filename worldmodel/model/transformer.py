@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ class Tokens:
     actions_BNA: Tensor
     actions_valid_BN: Tensor
     valid_BL: Tensor
+    group_BL: Tensor | None = None  # a token sees group 0 and its own; None: there are no groups
 
 
 class LevelEmbedding(nn.Module):
@@ -215,7 +216,7 @@ class WorldTransformer(nn.Module):
         level_of_BL: Tensor,
         *,
         layout: Layout | None = None,
-        features: int | None = None,
+        features: Sequence[int] = (),
         stop_after: int | None = None,
         past: list[KeyValue] | None = None,
         past_angles_JP: Tensor | None = None,
@@ -223,10 +224,10 @@ class WorldTransformer(nn.Module):
         time_offset_s: float = 0.0,
         before: Estimate | None = None,
         keep_cache: bool = False,
-    ) -> dict[str, Tensor | list[KeyValue]]:
-        """Returns video [B, chunks, tokens, patch*C] and audio [B, chunks, steps, C] in fp32, `features` [B,
-        L, D] after block `features` (1-based), and with keep_cache the unrotated keys and values of each
-        block.
+    ) -> dict[str, Any]:
+        """Returns video [B, chunks, tokens, patch*C] and audio [B, chunks, steps, C] in fp32, a list
+        `features` of [B, L, D] after each of the blocks `features` (1-based), and with keep_cache the
+        unrotated keys and values of each block.
 
         stop_after leaves after that block with the features only (the teacher's early exit). `past` are
         cached keys and values whose rotary angles and validity are given beside them; all of them are
@@ -247,12 +248,11 @@ class WorldTransformer(nn.Module):
         if past_angles_JP is not None:
             angles = torch.cat([past_angles_JP, angles])
         as_blocks = self.is_compiled and past is None and not keep_cache
-        visibility = self._visibility(
-            tokens.valid_BL, past_valid_BJ, layout, x_BLD.dtype, as_blocks=as_blocks
-        )
+        visibility = self._visibility(tokens, past_valid_BJ, layout, x_BLD.dtype, as_blocks=as_blocks)
         rotary = Rotary.of(angles, x_BLD.dtype)
 
-        out: dict[str, Tensor | list[KeyValue]] = {}
+        hidden: dict[int, Tensor] = {}
+        out: dict[str, Any] = {}
         cache: list[KeyValue] = []
         for number, block in enumerate(self.blocks, start=1):
             own_past = None if past is None else past[number - 1]
@@ -265,10 +265,14 @@ class WorldTransformer(nn.Module):
             if keep_cache:
                 assert new is not None, "kept where nothing is compiled"
                 cache.append(new)
-            if number == features:
-                out["features"] = x_BLD
+            if number in features:
+                hidden[number] = x_BLD
             if number == stop_after:
-                return out
+                break
+        if features:
+            out["features"] = [hidden[number] for number in features]
+        if stop_after is not None:
+            return out
         if keep_cache:
             out["cache"] = cache
         shift, scale = self.final_modulation(level_BKD, at, layout)
@@ -311,21 +315,23 @@ class WorldTransformer(nn.Module):
 
     def _visibility(
         self,
-        valid_BL: Tensor,
+        tokens: Tokens,
         past_valid_BJ: Tensor | None,
         layout: Layout,
         dtype: torch.dtype,
         *,
         as_blocks: bool,
     ) -> Visibility:
-        window, sinks = self.cfg.window_chunks, self.cfg.sink_chunks
+        window, sinks, valid_BL = self.cfg.window_chunks, self.cfg.sink_chunks, tokens.valid_BL
         if as_blocks:
-            return Visibility.by_blocks(layout, valid_BL, window_chunks=window, sink_chunks=sinks)
+            return Visibility.by_blocks(
+                layout, valid_BL, window_chunks=window, sink_chunks=sinks, group_BL=tokens.group_BL
+            )
         structure = window_structure(layout, window, sinks, valid_BL.device)
         if past_valid_BJ is not None:
             seen = structure.new_ones(structure.shape[0], past_valid_BJ.shape[1])
             structure, valid_BL = torch.cat([seen, structure], 1), torch.cat([past_valid_BJ, valid_BL], 1)
-        return Visibility.by_bias(structure, valid_BL, dtype)
+        return Visibility.by_bias(structure, valid_BL, dtype, group_BL=tokens.group_BL)
 
     def _embed(self, tokens: Tokens, layout: Layout) -> Tensor:
         """Every modality's path runs every time, present or not: ZeRO-3's collectives must match on all
@@ -363,21 +369,5 @@ class WorldTransformer(nn.Module):
             return level_BKD
         known_BNA = tokens.actions_BNA * tokens.actions_valid_BN[..., None]
         led_BND = self.action_level(known_BNA.to(level_BKD.dtype)) * tokens.actions_valid_BN[..., None]
-        # The levels of a chunk: t and s of picture and of sound. The last one is the conditions'.
-        return level_BKD + F.pad(led_BND.repeat_interleave(4, dim=1), (0, 0, 0, 1))
-
-
-class SelfFlowStudent(nn.Module):
-    """The transformer with the projection head that only the student has (arXiv 2603.06507, section 3.4)."""
-
-    def __init__(self, transformer: WorldTransformer) -> None:
-        super().__init__()
-        width = transformer.cfg.width
-        self.transformer = transformer
-        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
-
-    def forward(self, tokens: Tokens, level_BK: Tensor, level_of_BL: Tensor, **options) -> dict:
-        out = self.transformer(tokens, level_BK, level_of_BL, **options)
-        if "features" in out:
-            out["projected"] = self.head(out["features"])
-        return out
+        # The levels of a chunk: t and s of picture and of sound. The last two are of all chunks.
+        return level_BKD + F.pad(led_BND.repeat_interleave(4, dim=1), (0, 0, 0, 2))

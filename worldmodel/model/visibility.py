@@ -34,12 +34,29 @@ class Visibility:
     blocks: BlockMask | None = None
 
     @classmethod
-    def by_bias(cls, structure_LJ: Tensor, valid_BJ: Tensor, dtype: torch.dtype) -> Visibility:
-        return cls(bias=additive(attention_mask(structure_LJ, valid_BJ), dtype))
+    def by_bias(
+        cls,
+        structure_LJ: Tensor,
+        valid_BJ: Tensor,
+        dtype: torch.dtype,
+        *,
+        group_BL: Tensor | None = None,
+    ) -> Visibility:
+        """group_BL: a token sees group 0 and its own, as far as the structure goes."""
+        mask = attention_mask(structure_LJ, valid_BJ)
+        if group_BL is not None:
+            mask = mask & _groups_see(group_BL[:, :, None], group_BL[:, None, :])[:, None]
+        return cls(bias=additive(mask, dtype))
 
     @classmethod
     def by_blocks(
-        cls, layout: Layout, valid_BL: Tensor, *, window_chunks: int, sink_chunks: int
+        cls,
+        layout: Layout,
+        valid_BL: Tensor,
+        *,
+        window_chunks: int,
+        sink_chunks: int,
+        group_BL: Tensor | None = None,
     ) -> Visibility:
         """The same visibility for torch.compile'd FlexAttention. Nothing of size L x L is made a step."""
         from torch.nn.attention.flex_attention import BlockMask  # brings the compiler in: 5 s on a CPU
@@ -49,12 +66,16 @@ class Visibility:
         any_QK, all_QK = _block_structure(layout, window_chunks, sink_chunks, device)
         valid_BKb = F.pad(valid_BL, (0, -valid_BL.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
         full_BQK = all_QK & valid_BKb.all(-1)[:, None]
+        if group_BL is not None:  # may part any two tokens
+            full_BQK = torch.zeros_like(full_BQK)
         own_QK = torch.eye(len(any_QK), dtype=torch.bool, device=device)
         partial_BQK = (any_QK & valid_BKb.any(-1)[:, None] | own_QK) & ~full_BQK
 
         def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            seen = chunk_sees(chunk_L[query], chunk_L[key], window_chunks, sink_chunks)
-            return seen & valid_BL[b, key] | (query == key)
+            seen = chunk_sees(chunk_L[query], chunk_L[key], window_chunks, sink_chunks) & valid_BL[b, key]
+            if group_BL is not None:
+                seen = seen & _groups_see(group_BL[b, query], group_BL[b, key])
+            return seen | (query == key)
 
         length = valid_BL.shape[1]
         blocks = BlockMask.from_kv_blocks(
@@ -74,6 +95,10 @@ def attention_mask(structure_LJ: Tensor, valid_BJ: Tensor) -> Tensor:
     num_queries, num_keys = structure_LJ.shape
     own_LJ = torch.eye(num_keys, dtype=torch.bool, device=valid_BJ.device)[num_keys - num_queries :]
     return ((structure_LJ.to(valid_BJ.device) & valid_BJ[:, None, :]) | own_LJ)[:, None]
+
+
+def _groups_see(query: Tensor, key: Tensor) -> Tensor:
+    return (key == 0) | (key == query)
 
 
 @lru_cache(maxsize=KEPT)

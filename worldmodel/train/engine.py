@@ -24,7 +24,8 @@ from torch import Tensor
 
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
-from worldmodel.model.transformer import Block, SelfFlowStudent, WorldTransformer
+from worldmodel.model.student import SelfFlowStudent
+from worldmodel.model.transformer import Block, WorldTransformer
 from worldmodel.train.ema import ShardEma
 from worldmodel.train.optim import build_optimizer
 from worldmodel.train.whole import Place, WholeStep
@@ -65,7 +66,7 @@ def build_student(cfg: RunConfig, layout: Layout) -> SelfFlowStudent:
     """The same initial weights on every rank, without touching the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        return SelfFlowStudent(WorldTransformer(cfg.model, layout))
+        return SelfFlowStudent(WorldTransformer(cfg.model, layout), cfg.objective, cfg.data.targets)
 
 
 def slice_of_rank(numel: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
+from worldmodel.draw import draw
 from worldmodel.flow import MIN_DIVISOR, homogeneous_levels
 from worldmodel.layout import LEARNED, Layout
 from worldmodel.randomness import SampleRandom
 from worldmodel.reasons import FORGOTTEN
-from worldmodel.self_flow import draw, self_flow_losses
+from worldmodel.self_flow import self_flow_losses
 from worldmodel.train.engine import Engine
 from worldmodel.train.metrics import Signals, loss_sums, step_row
 from worldmodel.train.optim import ema_decay, learning_rate

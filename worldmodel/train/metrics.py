@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
+from worldmodel.draw import Draw
 from worldmodel.layout import LEARNED
-from worldmodel.self_flow import Draw, Losses
+from worldmodel.self_flow import LEVEL_BINS, Losses
+
+BY_LEVEL = (len(LEARNED), LEVEL_BINS, 3)
 
 
 @dataclass
@@ -32,6 +36,8 @@ class Signals:
     cosine_audio: float = 0.0
     std_video: float = 0.0
     std_audio: float = 0.0
+    rank_video: float = 0.0
+    rank_audio: float = 0.0
     masked_video: float = 0.0
     masked_audio: float = 0.0
     gap_video: float = 0.0
@@ -39,32 +45,40 @@ class Signals:
     tokens: float = 0.0
     wait_s: float = 0.0
     step_s: float = 0.0
+    by_level: Tensor = field(default_factory=lambda: torch.zeros(BY_LEVEL, dtype=torch.float64))
 
     def to_tensor(self, device: torch.device) -> Tensor:
-        return torch.tensor([getattr(self, f.name) for f in fields(self)], dtype=torch.float64, device=device)
+        numbers = [getattr(self, f.name) for f in fields(self) if f.name != "by_level"]
+        together = torch.cat([torch.tensor(numbers, dtype=torch.float64), self.by_level.flatten().cpu()])
+        return together.to(device)
 
     @classmethod
     def from_tensor(cls, vector: Tensor) -> Signals:
-        return cls(*vector.tolist())
+        numbers, by_level = vector.cpu().split([len(fields(cls)) - 1, math.prod(BY_LEVEL)])
+        return cls(*numbers.tolist(), by_level=by_level.view(BY_LEVEL))
 
     def counts(self) -> Tensor:
         return torch.tensor([self.count_video, self.count_audio], dtype=torch.float64)
 
-    def add_sums(self, sums_S2: Tensor) -> None:
+    def add_sums(self, sums: Tensor) -> None:
         """What `loss_sums` found, over all micro-batches of a step."""
-        for part, values in zip(SUMMED, sums_S2.tolist(), strict=True):
+        sums_S2, by_level = sums.cpu().split([2 * len(SUMMED), math.prod(BY_LEVEL)])
+        self.by_level = self.by_level + by_level.view(BY_LEVEL)
+        for part, values in zip(SUMMED, sums_S2.view(-1, 2).tolist(), strict=True):
             for modality, value in zip(LEARNED, values, strict=True):
                 setattr(self, f"{part}_{modality}", getattr(self, f"{part}_{modality}") + value)
 
 
-SUMMED = ("flow", "align", "cosine", "std", "masked", "gap")
+SUMMED = ("flow", "align", "cosine", "std", "rank", "masked", "gap")
 
 
 @torch.no_grad()
 def loss_sums(losses: Losses, batch: Draw) -> Tensor:
-    """[SUMMED, modality] of one micro-batch, on its device: reading it waits for the GPU, once a step."""
-    parts = (losses.flow, losses.align, losses.cosine, losses.target_std)
-    return torch.stack([part.double() for part in (*parts, batch.masked_counts(), batch.level_gaps())])
+    """SUMMED by modality, then BY_LEVEL, of one micro-batch, on its device: reading waits for the GPU, once a
+    step."""
+    parts = (losses.flow, losses.align, losses.cosine, losses.target_std, losses.target_rank)
+    sums_S2 = torch.stack([part.double() for part in (*parts, batch.masked_counts(), batch.level_gaps())])
+    return torch.cat([sums_S2.flatten(), losses.by_level.double().flatten()])
 
 
 def step_row(
@@ -82,13 +96,27 @@ def step_row(
         row[f"loss_{modality}"] = flow
         row[f"align_{modality}"] = align
         row[f"cosine_{modality}"] = getattr(signals, f"cosine_{modality}") / count
+        row[f"teacher_rank_{modality}"] = getattr(signals, f"rank_{modality}") / count
         row[f"teacher_std_{modality}"] = getattr(signals, f"std_{modality}") / count
         row[f"tokens_{modality}"] = count
         row[f"mask_share_{modality}"] = getattr(signals, f"masked_{modality}") / count
         row[f"level_gap_{modality}"] = getattr(signals, f"gap_{modality}") / count
     row["loss"] = total
+    row |= _by_level(signals.by_level)
     step_s = signals.step_s / world_size
     row["step_s"] = step_s
     row["tokens_per_s"] = signals.tokens / step_s if step_s else 0.0
     row["stall_fraction"] = signals.wait_s / signals.step_s if signals.step_s else 0.0
+    return row
+
+
+def _by_level(sums: Tensor) -> dict[str, float]:
+    """Loss and cosine of each modality between noise levels, such as loss_video_t0.2_0.4."""
+    row = {}
+    for m, modality in enumerate(LEARNED):
+        for bin_, (flow, cosine, count) in enumerate(sums[m].tolist()):
+            if count:
+                between = f"{modality}_t{bin_ / LEVEL_BINS:.1f}_{(bin_ + 1) / LEVEL_BINS:.1f}"
+                row[f"loss_{between}"] = flow / count
+                row[f"cosine_{between}"] = cosine / count
     return row

@@ -1,0 +1,307 @@
+"""The rivals of Self-Flow: each switch does what its name says, in the same step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from einops import rearrange
+
+from tests.worldmodel.synthetic import (
+    PLAIN_ROWS,
+    make_batch,
+    many_levels,
+    open_gates,
+    tiny_config,
+)
+from worldmodel.batch import LatentBatch
+from worldmodel.config import NoiseConfig, RunConfig, SelfFlowConfig, TimeConfig
+from worldmodel.draw import Draw, draw
+from worldmodel.flow import time_of_quantile
+from worldmodel.layout import AUDIO, TEXT, VIDEO, Layout
+from worldmodel.model.student import SelfFlowStudent
+from worldmodel.model.transformer import WorldTransformer
+from worldmodel.randomness import SampleRandom
+from worldmodel.self_flow import Losses, layers_of, participation_ratio, self_flow_losses
+from worldmodel.train.engine import build_student
+
+# B clips, L tokens, N chunks, M modalities, V tokens of a modality in a chunk, D width, K noise levels.
+
+DINO = {"name": "dino", "encoder": "FOLDER", "width": 6}
+WAV = {"name": "wav", "encoder": "FOLDER", "width": 5, "modality": "audio"}
+ARMS: dict[str, dict[str, Any]] = {
+    "flow matching": {"dual": False, "rep": "none"},
+    "dual levels only": {"rep": "none"},
+    "self-flow": {},
+    "sra": {"dual": False, "teacher_t": "offset"},
+    "layersync": {"rep": "layersync", "dual": False},
+    "velocity heads": {"rep": "velocity_heads", "dual": False},
+    "repa": {"rep": "repa", "dual": False},
+    "apart": {"attention_separation": True},
+    "shuffled": {"teacher_shuffled": True},
+}
+
+
+def config_of(**objective: Any) -> RunConfig:
+    targets = [DINO, WAV] if objective.get("rep") == "repa" else []
+    return tiny_config(objective=objective, data={"targets": targets})
+
+
+def with_targets(batch: LatentBatch, layout: Layout) -> LatentBatch:
+    steps, audio_steps = batch.video.valid_BT.shape[1], batch.audio.valid_BT.shape[1]
+    generator = torch.Generator().manual_seed(5)
+    valid = torch.ones(batch.num_clips, steps, dtype=torch.bool)
+    valid[0, 0] = False
+    targets = {
+        "dino": torch.randn(batch.num_clips, steps, *layout.video_grid, 6, generator=generator),
+        "dino_valid": valid,
+        "wav": torch.randn(batch.num_clips, audio_steps, 5, generator=generator),
+        "wav_valid": torch.ones(batch.num_clips, audio_steps, dtype=torch.bool),
+    }
+    return replace(batch, targets=targets)
+
+
+def networks(cfg: RunConfig, layout: Layout) -> tuple[SelfFlowStudent, WorldTransformer]:
+    student = build_student(cfg, layout)
+    open_gates(student)
+    teacher = build_student(cfg, layout).transformer.requires_grad_(False)
+    open_gates(teacher, seed=1)
+    return student, teacher
+
+
+def losses_of(cfg: RunConfig, layout: Layout, batch: LatentBatch) -> tuple[Losses, SelfFlowStudent, Draw]:
+    student, teacher = networks(cfg, layout)
+    one = draw(batch, layout, cfg.objective, SampleRandom(0, 0, tuple(batch.sample_ids_B.tolist())))
+    return self_flow_losses(student, teacher, one, cfg.objective, cfg.model.depth), student, one
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_runs_in_the_same_step_and_reaches_every_weight_that_it_has(arm, layout):
+    cfg = config_of(**ARMS[arm], noise={"first_frame": 0.5})
+    losses, student, one = losses_of(cfg, layout, with_targets(make_batch(layout), layout))
+    objective = losses.objective(one.counts(), cfg.objective)
+    assert torch.isfinite(objective)
+    objective.backward()
+    without = [n for n, p in student.named_parameters() if p.grad is None]
+    assert without == []
+    heads = {n.split(".")[0] for n, _ in student.named_parameters()} - {"transformer"}
+    named = {"ema": {"head"}, "repa": {"target_heads"}, "velocity_heads": {"velocity_heads"}}
+    assert heads == named.get(cfg.objective.rep, set())
+    if cfg.objective.rep in ("none",):
+        assert losses.align.abs().sum() == 0
+    else:
+        assert losses.align.min() > 0
+
+
+def test_layersync_follows_its_own_later_layer_without_teacher_head_or_gradient_to_it(layout, batch):
+    cfg = config_of(rep="layersync", dual=False, align_weight=1.0)
+    student, _ = networks(cfg, layout)
+    one = draw(batch, layout, cfg.objective, SampleRandom(0, 0, (0, 1, 2, 3)))
+    losses = self_flow_losses(student, None, one, cfg.objective, cfg.model.depth)
+    losses.align.sum().backward()
+    _, late = layers_of(cfg.objective, cfg.model.depth)
+    reached = {n for n, p in student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(".blocks.0." in n for n in reached)
+    assert not any(f".blocks.{late - 1}." in n for n in reached)
+
+
+def test_repa_follows_the_encoder_of_each_modality_where_it_has_features(layout):
+    cfg = config_of(rep="repa", dual=False)
+    batch = with_targets(make_batch(layout), layout)
+    student, _ = networks(cfg, layout)
+    one = draw(batch, layout, cfg.objective, SampleRandom(0, 0, (0, 1, 2, 3)))
+    losses = self_flow_losses(student, None, one, cfg.objective, cfg.model.depth)
+    tokens, _, _ = one.tokens_at(one.levels.student_BK)
+    layer, _ = layers_of(cfg.objective, cfg.model.depth)
+    out = student(tokens, one.levels.student_BK, one.levels.level_of_BL, layout=layout, features=(layer,))
+    expected = []
+    for name, m in (("dino", "video"), ("wav", "audio")):
+        target, valid = one.targets[name].features, one.targets[name].valid
+        cosine = torch.nn.functional.cosine_similarity(out["predicted_targets"][name], target, dim=-1)
+        expected.append(((1 - cosine) * (one.loss_mask(m) & valid)).sum())
+    torch.testing.assert_close(losses.align, torch.stack(expected))
+    dino, grid = one.targets["dino"], layout.video_grid
+    steps = rearrange(dino.features, "b n (t r c) d -> b (n t) r c d", r=grid[0], c=grid[1])
+    assert torch.equal(steps, batch.targets["dino"])
+    assert not dino.valid[0, 0].any()
+
+
+def test_targets_of_unknown_width_are_told(layout):
+    cfg = tiny_config(objective={"rep": "repa"}, data={"targets": [{"name": "dino", "encoder": "FOLDER"}]})
+    with pytest.raises(ValueError, match="dino: width is not set"):
+        build_student(cfg, layout)
+    with pytest.raises(ValueError, match=r"data\.targets is empty"):
+        tiny_config(objective={"rep": "repa"})
+
+
+def test_an_offset_teacher_sees_a_little_less_noise_and_one_level_a_clip(layout):
+    levels = many_levels(layout, dual=False, teacher_t="offset", teacher_offset=0.2)
+    gap_BK = (levels.student_BK - levels.cleaner_BK)[:, :-2]
+    assert gap_BK.min() >= 0
+    assert 0.15 < gap_BK.max() <= 0.2
+    unclamped = levels.cleaner_BK[:, :-2] > 0
+    largest = gap_BK.amax(1, keepdim=True).expand_as(gap_BK)
+    assert torch.allclose(gap_BK[unclamped], largest[unclamped], atol=1e-6)
+
+
+def test_a_teacher_at_the_same_levels_sees_what_the_student_sees(layout):
+    levels = many_levels(layout, teacher_t="same")
+    assert torch.equal(levels.student_BK, levels.cleaner_BK)
+
+
+def test_a_shuffled_teacher_gives_the_features_of_another_clip(layout, batch):
+    plain, shuffled = (losses_of(config_of(teacher_shuffled=x), layout, batch)[0] for x in (False, True))
+    assert torch.equal(plain.flow, shuffled.flow)
+    assert not torch.allclose(plain.align, shuffled.align)
+
+
+def test_tokens_apart_do_not_reach_the_other_level(layout, batch):
+    cfg = config_of(
+        attention_separation=True, mask_ratio_video=0.5, mask_ratio_audio=0.5, noise=PLAIN_ROWS.model_dump()
+    )
+    student, _ = networks(cfg, layout)
+    one = draw(batch, layout, cfg.objective, SampleRandom(0, 0, (0, 1, 2, 3)))
+    assert one.group_BL is not None
+    assert set(one.group_BL.unique().tolist()) == {0, 1, 2}
+    video = one.video_BNVC.clone().requires_grad_()
+    tokens, _, _ = replace(one, video_BNVC=video).tokens_at(one.levels.student_BK, apart=True)
+    out = student(tokens, one.levels.student_BK, one.levels.level_of_BL, layout=layout)
+    group_BNV = one.of(one.group_BL, "video")
+    last = group_BNV.shape[1] - 1
+    (out["video"][:, last] * (group_BNV[:, last] == 2)[..., None]).sum().backward()
+    reached_BV = video.grad.abs().sum(-1)[:, last] > 0
+    assert reached_BV[group_BNV[:, last] == 2].all()
+    assert not reached_BV[group_BNV[:, last] == 1].any()
+
+
+# Noise levels --------------------------------------------------------------------------------------------
+
+
+def test_each_modality_has_its_own_shift_and_tied_ones_are_cleaner_together(layout):
+    noise = NoiseConfig(
+        history_rows=0,
+        independent_rows=1,
+        tied=1,
+        independent=0,
+        video=TimeConfig(distribution="logit_normal", shift=2.95),
+        audio=TimeConfig(distribution="logit_normal"),
+    )
+    levels = many_levels(layout, noise)
+    table = rearrange(levels.student_BK[:, :-2], "b (n m pair) -> b n m pair", m=2, pair=2)
+    logit = torch.logit(table.double())
+    torch.testing.assert_close(
+        logit[:, :, 0] - logit[:, :, 1],
+        torch.full_like(logit[:, :, 0], torch.log(torch.tensor(2.95)).item()),
+        atol=1e-3,
+        rtol=1e-3,
+    )
+    assert torch.equal(table[:, :, 0, 0] < table[:, :, 0, 1], table[:, :, 1, 0] < table[:, :, 1, 1])
+
+
+def test_a_plateau_is_level_beyond_its_peak():
+    cfg = TimeConfig(distribution="plateau", shift=3.0)
+    quantiles = (torch.arange(200_000) + 0.5) / 200_000
+    t = time_of_quantile(quantiles, cfg)
+    density = torch.histc(t, bins=50, min=0, max=1) / 200_000 * 50
+    plain = time_of_quantile(quantiles, TimeConfig(distribution="logit_normal", shift=3.0))
+    peak = int(torch.histc(plain, bins=50, min=0, max=1).argmax())
+    assert (density[peak + 1 :] - density[peak + 1]).abs().max() < 0.02
+    assert (density[:peak].diff() > 0).all()
+    assert t.diff().min() >= 0
+
+
+def test_some_draws_come_from_the_noisiest_end(layout):
+    noise = PLAIN_ROWS.model_copy(update={"video": TimeConfig(noisiest=0.3)})
+    table = many_levels(layout, noise).student_BK[:, :-2].unflatten(1, (-1, 2, 2))
+    assert float((table[:, :, 0] > 0.95).float().mean()) == pytest.approx(0.3 + 0.7 * 0.05, abs=0.01)
+    assert float((table[:, :, 1] > 0.95).float().mean()) == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_given_first_frame_is_nearly_clean_without_loss_and_the_same_for_both(layout):
+    layout = layout.of(num_chunks=2, text=True)
+    layout = replace(layout, video_steps=3)
+    noise = NoiseConfig(history_rows=0, independent_rows=1, tied=0, independent=1, first_frame=0.5)
+    levels = many_levels(layout, noise)
+    rows, columns = layout.video_grid
+    first_BL = levels.level_of_BL == layout.first_frame_slot
+    assert float(first_BL.any(1).float().mean()) == pytest.approx(0.5, abs=0.04)
+    assert set(first_BL.sum(1).unique().tolist()) == {0, rows * columns}
+    assert (layout.modality_L[first_BL.any(0)] == VIDEO).all()
+    assert layout.positions_L3[first_BL.any(0), 0].unique().numel() == 1
+    t_BL = levels.per_token(levels.student_BK)
+    assert t_BL[first_BL].max() <= 0.2
+    assert torch.equal(t_BL[first_BL], levels.per_token(levels.cleaner_BK)[first_BL])
+    assert not (levels.loss_BL & first_BL).any()
+    assert not (levels.masked_BL & first_BL).any()
+    assert levels.loss_BL[:, (layout.modality_L == VIDEO) & ~first_BL.any(0)].all()
+
+
+def test_stills_have_levels_masks_and_a_weight_of_their_own(layout, batch):
+    cfg = SelfFlowConfig(
+        mask_ratio_video=0.0,
+        mask_ratio_image=0.5,
+        image_weight=3.0,
+        text_drop=0,
+        speech_drop=0,
+        noise=PLAIN_ROWS.model_copy(update={"image": TimeConfig(distribution="logit_normal", shift=50.0)}),
+    )
+    clip, still = (
+        draw(replace(batch, is_still=x), layout, cfg, SampleRandom(0, 0, (0, 1, 2, 3))) for x in (False, True)
+    )
+    is_video_L = layout.modality_L == VIDEO
+    assert not clip.levels.masked_BL[:, is_video_L].any()
+    assert still.levels.masked_BL[:, is_video_L].any()
+    t_clip, t_still = (
+        float(one.levels.per_token(one.levels.student_BK)[:, is_video_L].mean()) for one in (clip, still)
+    )
+    assert t_still > 0.9 > t_clip
+    ones, zeros = torch.ones(2), torch.zeros(2)
+    losses = Losses(ones, zeros, zeros, zeros, zeros, torch.zeros(2, 5, 3), is_still=True)
+    assert float(losses.objective(ones, cfg)) == 3.0 + 1.0
+
+
+def test_some_micro_batches_are_trained_with_one_modality_alone_on_any_rank(layout):
+    cfg = SelfFlowConfig(picture_alone=0.3, sound_alone=0.2, noise=PLAIN_ROWS)
+    shares = {"video": 0, "audio": 0}
+    for number in range(300):
+        batch = make_batch(layout, number=number, clips=1)
+        one = draw(batch, layout, cfg, SampleRandom(0, 0, (number,)))
+        seen = {m: bool(one.of(one.valid_BL, m).any()) for m in shares}
+        assert any(seen.values())
+        assert {m: bool(one.loss_mask(m).any()) for m in shares} == seen
+        for m in shares:
+            shares[m] += not seen[m]
+    assert shares["audio"] / 300 == pytest.approx(0.3, abs=0.08)
+    assert shares["video"] / 300 == pytest.approx(0.2, abs=0.08)
+
+
+def test_conditions_are_dropped_together(layout):
+    cfg = SelfFlowConfig(text_drop=0, speech_drop=0, condition_drop=0.5)
+    batch = make_batch(layout, clips=200)
+    one = draw(batch, layout, cfg, SampleRandom(0, 0, tuple(range(200))))
+    has_text_B = (one.text_BN > 0).any(1)
+    has_actions_B = one.actions_valid_BN.any(1)
+    assert torch.equal(has_text_B, has_actions_B)
+    assert float(has_text_B.float().mean()) == pytest.approx(0.5, abs=0.1)
+    assert not one.valid_BL[~has_text_B][:, layout.modality_L == TEXT].any()
+
+
+def test_the_rank_of_features_is_how_many_directions_they_fill():
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(20, 3, generator=generator))[0]
+    few = torch.randn(500, 3, generator=generator) @ directions.T
+    assert float(participation_ratio(few)) == pytest.approx(3, abs=0.2)
+    assert float(participation_ratio(torch.randn(1000, 20, generator=generator))) > 18
+
+
+def test_losses_by_noise_level_add_up_to_the_whole(layout, batch):
+    losses, _, one = losses_of(config_of(noise=PLAIN_ROWS.model_dump()), layout, batch)
+    torch.testing.assert_close(losses.by_level[:, :, 0].sum(1), losses.flow.detach())
+    torch.testing.assert_close(losses.by_level[:, :, 1].sum(1), losses.cosine)
+    assert torch.equal(losses.by_level[:, :, 2].sum(1).double(), one.counts())
+    is_audio_L = layout.modality_L == AUDIO
+    t = one.levels.per_token(one.levels.student_BK)[:, is_audio_L]
+    in_second = (t >= 0.2) & (t < 0.4) & one.loss_BL[:, is_audio_L]
+    assert int(losses.by_level[1, 1, 2]) == int(in_second.sum())
