@@ -22,7 +22,7 @@ from worldmodel.randomness import SampleRandom, keyed_generator
 
 @dataclass(frozen=True)
 class Target:
-    """Features of a frozen encoder on the tokens of one modality [B, N, V, D], and which of them are there."""
+    """Features of a frozen encoder on the tokens of one modality [B, N, V, D], and which are there."""
 
     modality: str
     features: Tensor

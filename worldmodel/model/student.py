@@ -70,7 +70,7 @@ class SelfFlowStudent(nn.Module):
             for name, head in self.target_heads.items()
         }
         out["velocities"] = [
-            {m: heads[m](tokens_of(hidden, m, layout)) for m in ("video", "audio")}
+            {m: head(tokens_of(hidden, m, layout)) for m, head in heads.named_children()}
             for heads, hidden in zip(self.velocity_heads, out["features"], strict=False)
         ]
         return out

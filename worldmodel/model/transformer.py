@@ -124,9 +124,17 @@ class Block(nn.Module):
             return self.compiled(x_BLD, level_BKD, at, layout, rotary, visibility), None
         return self.computed(x_BLD, level_BKD, at, layout, rotary, visibility, past)
 
-    def output(self, *inputs: Any) -> Tensor:
+    def output(
+        self,
+        x_BLD: Tensor,
+        level_BKD: Tensor,
+        at: LevelOfTokens,
+        layout: Layout,
+        rotary: Rotary,
+        visibility: Visibility,
+    ) -> Tensor:
         """Without keys and values, which a compiled graph would have to write down."""
-        return self.computed(*inputs, None)[0]
+        return self.computed(x_BLD, level_BKD, at, layout, rotary, visibility, None)[0]
 
     def computed(
         self,

@@ -136,7 +136,7 @@ class PlainEngine:
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
         masters = [self.master[name].detach() for name in self.ema]
-        torch._foreach_lerp_(list(self.ema.values()), masters, 1.0 - decay)
+        torch._foreach_lerp_(list(self.ema.values()), masters, 1.0 - decay)  # pyright: ignore
         self._publish_teacher()
 
     def all_reduce(self, vector: Tensor) -> Tensor:
@@ -168,12 +168,12 @@ class PlainEngine:
     @torch.no_grad()
     def _publish_student(self) -> None:
         names, parameters = zip(*self.student.named_parameters(), strict=True)
-        torch._foreach_copy_(list(parameters), [self.master[name] for name in names])
+        torch._foreach_copy_(list(parameters), [self.master[name] for name in names])  # pyright: ignore
 
     @torch.no_grad()
     def _publish_teacher(self) -> None:
         names, parameters = zip(*self.teacher.named_parameters(), strict=True)
-        torch._foreach_copy_(list(parameters), [self.ema[TEACHER_PREFIX + name] for name in names])
+        torch._foreach_copy_(list(parameters), [self.ema[TEACHER_PREFIX + name] for name in names])  # pyright: ignore
 
 
 class ZeroEngine:
