@@ -11,6 +11,7 @@ import torch
 
 from ray_jobs.bench import Measured
 from ray_jobs.errors import UserError
+from ray_jobs.runtime_env import ROOT
 
 SCRIPT = Path(__file__).parent / "gpu" / "mfu.py"
 
@@ -35,6 +36,8 @@ def run(smoke: bool) -> Measured:
 
 
 def _script() -> ModuleType:
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # it imports benchmarks.makers
     spec = importlib.util.spec_from_file_location("benchmarks_gpu_mfu", SCRIPT)
     assert spec is not None, f"{SCRIPT} is a Python file"
     assert spec.loader is not None, f"{SCRIPT} is a Python file"

@@ -160,9 +160,10 @@ def train(
 ) -> None:
     """The training job, with rollouts, checks and report at its end. The same command resumes."""
     from ray_jobs.preflight import check_given
+    from ray_jobs.resolve import resolved
     from worldmodel.load_config import load_config
 
-    cfg = load_config(config, overrides)
+    cfg = resolved(load_config(config, overrides))
     if dry_run:
         from ray_jobs.dry_run import answer_dry_run
 

@@ -23,3 +23,12 @@ def check_beside(names: tuple[str, ...]) -> None:
             find_model(name)
         except UserError as error:
             raise UserError(*(f"rollout.beside: {line}" for line in error.lines)) from None
+
+
+def check_init(name: str) -> None:
+    """UserError for a model of train.init that is not there."""
+    if name:
+        try:
+            find_model(name)
+        except UserError as error:
+            raise UserError(*(f"train.init: {line}" for line in error.lines)) from None

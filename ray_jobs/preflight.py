@@ -6,15 +6,15 @@ from avtok.load import codec_spec
 from avtok.spec import CodecSpec
 from ray_jobs.blocks import check_latents
 from ray_jobs.errors import UserError
-from ray_jobs.models import check_beside
+from ray_jobs.models import check_beside, check_init
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.sources import read_sources
 from worldmodel.config import DataConfig, RunConfig
 
 
 def check_given(cfg: RunConfig) -> None:
-    """UserError for a source that cannot be read, codecs that do not fit, a model to compare with that is not
-    there, a name that is taken."""
+    """UserError for a source that cannot be read, codecs that do not fit, a model to begin from or to compare
+    with that is not there, a name that is taken."""
     if not cfg.data.sources:
         raise UserError("data.manifest: not set; give a folder or manifest: --set data.manifest=FOLDER")
     try:
@@ -24,6 +24,7 @@ def check_given(cfg: RunConfig) -> None:
     check_codecs(video, audio, cfg.data)
     check_latents(cfg, video, audio)
     check_beside(cfg.rollout.beside)
+    check_init(cfg.train.init)
     folder = RunFolder(cfg)
     folder.check_free(cfg)
     if not folder.config.exists():

@@ -32,7 +32,8 @@ WORDS = {
 
 
 class ProgressDisplay:
-    """Called with (stage, info); info has done and total, or a row of metrics with step and total."""
+    """Called with (stage, info); info has done and total, or a row of metrics with step and total. What is
+    `said`, a note, stays on the screen."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -64,6 +65,9 @@ class ProgressDisplay:
     def __call__(self, stage: str, info: dict[str, Any]) -> None:
         if stage == "train" and "loss" not in info:
             return  # rows of an evaluation
+        if stage == "said":
+            self.console.print(info["note"], highlight=False, soft_wrap=True)
+            return
         done = int(info["step"]) + 1 if stage == "train" else info.get("done")
         note = self._training_note(info) if stage == "train" else info.get("note", "")
         note = note or self._rate_note(stage, done, info.get("total"))

@@ -24,6 +24,7 @@ from ray_jobs.export import export_run
 from ray_jobs.index import index_sources, read_left_out
 from ray_jobs.metrics import RunMetrics
 from ray_jobs.metrics_files import MetricsFiles
+from ray_jobs.model_cost import build_on_meta
 from ray_jobs.plan import Plan, make_plan
 from ray_jobs.pools import with_sized_pool
 from ray_jobs.preflight import check_given
@@ -31,10 +32,15 @@ from ray_jobs.run_folder import RunFolder, last_commit, sweep, write_whole
 from ray_jobs.runtime_env import package_version
 from ray_jobs.train_worker import layout_of, train_worker
 from worldmodel.config import RunConfig
+from worldmodel.layout import Layout
+from worldmodel.model_folder import model_folder
 from worldmodel.train.checkpoint import read_model_file
+from worldmodel.train.red_flags import RedFlags
+from worldmodel.train.warm_start import compare, prediction_of
 
 POLL_S = 0.25
-Progress = Callable[[str, dict[str, float]], None]
+WARNINGS = "warnings.txt"
+Progress = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,27 @@ class TrainResult:
 
 
 def check_layout(cfg: RunConfig) -> None:
-    """UserError when the latents do not divide into the model's tokens."""
+    """UserError when the latents do not divide into the model's tokens, or nothing of train.init fits."""
     try:
-        layout_of(cfg)
+        layout = layout_of(cfg)
+        init_lines(cfg, layout)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def init_lines(cfg: RunConfig, layout: Layout) -> list[str]:
+    """What becomes of the weights of train.init, for people; nothing where a run begins anew. NothingFits."""
+    if not cfg.train.init:
+        return []
+    folder = model_folder(cfg.train.init)
+    transformer = build_on_meta(cfg, layout).transformer
+    fit = compare(folder, {name: tuple(p.shape) for name, p in transformer.named_parameters()})
+    lines = [f"begins from {folder}: {line}" for line in fit.lines()]
+    if (theirs := prediction_of(folder)) != cfg.objective.prediction:
+        lines.append(
+            f"it predicts {theirs}, this run {cfg.objective.prediction}: its outputs have to be learned"
+        )
+    return lines
 
 
 def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:
@@ -113,6 +135,9 @@ def run_training(
             account(folder, plan)
             export_run(folder.path, folder.export)
         return TrainResult(folder.path, "finished", cfg.train.steps, time.monotonic() - began, 0.0, 0)
+    if progress and last_commit(folder.path) is None:
+        for line in init_lines(cfg, layout_of(cfg)):
+            progress("said", {"note": line})
     attempts_before = folder.num_attempts()
     sweep(folder.path)
     board = start_board(attempts_before, plan_is_there=plan is not None)
@@ -139,7 +164,7 @@ def run_training(
     assert plan is not None
     with disk_full_is_an_error(folder.path):
         metrics = MetricsFiles(folder.path)
-    exported = _exported_metrics(cfg, folder)
+    exported, flags = _exported_metrics(cfg, folder), RedFlags()
     news = News()
     first_step_s, failures = 0.0, list[str]()
     outcome: dict[str, Any] | None = None
@@ -158,6 +183,8 @@ def run_training(
                 if not metrics.write(row | {"attempt": news.attempt}):
                     board.request_stop.remote()  # what was trained may still fit into a commit
                 exported.row(row)
+                for warning in flags.see(row):
+                    _warn(folder, warning, progress)
                 if progress:
                     progress("train", row | {"total": cfg.train.steps})
             for at_s in news.committed_at:
@@ -190,6 +217,14 @@ def run_training(
         first_step_s,
         news.attempt - attempts_before,
     )
+
+
+def _warn(folder: RunFolder, warning: str, progress: Progress | None) -> None:
+    """On the screen and in warnings.txt, which the report shows."""
+    with suppress(OSError), (folder.path / WARNINGS).open("a", encoding="utf-8") as file:
+        file.write(warning + "\n")
+    if progress:
+        progress("said", {"note": f"warning: {warning}"})
 
 
 def account(folder: RunFolder, plan: Plan) -> dict[str, Any]:

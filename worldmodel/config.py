@@ -346,6 +346,9 @@ class TrainConfig(Part):
     recompute: bool = Field(
         default=False, description="keep only what goes into a block and compute it again for backward"
     )
+    init: str = Field(
+        default="", description="model to begin from: shipped name, exported folder or run; empty: anew"
+    )
     threads: int = Field(default=1, ge=1, description="CPU threads of one worker")
     gather: Literal["block", "step"] = Field(
         default="block",

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from avtok.load import codec_spec
-from worldmodel.batch import LatentBatch, ModalityLatents
+from benchmarks.makers.latents import random_batch
 from worldmodel.config import RunConfig
 from worldmodel.draw import Draw, draw
 from worldmodel.layout import Layout
@@ -222,30 +222,6 @@ def bare_step(engine: PlainEngine, cfg: RunConfig, draws: list[Draw], counts: Te
         averages = list(engine.ema.values())
         torch._foreach_lerp_(averages, [engine.master[name].detach() for name in engine.ema], 0.001)
         torch._foreach_copy_(list(engine.teacher.parameters()), averages)
-
-
-def random_batch(layout: Layout, clips: int, number: int) -> LatentBatch:
-    """Latents of unit variance, with words and actions, as the stream brings them."""
-    generator = torch.Generator().manual_seed(number)
-    steps, frames = layout.num_chunks * layout.video_steps, layout.num_chunks * layout.chunk_frames
-    rows, columns = (n * p for n, p in zip(layout.video_grid, layout.patch, strict=True))
-    audio_steps = layout.num_chunks * layout.audio_steps
-
-    def modality(*shape: int) -> ModalityLatents:
-        latents = torch.randn(clips, *shape, generator=generator)
-        valid_BT = torch.ones(clips, shape[0], dtype=torch.bool)
-        return ModalityLatents(latents, valid_BT, valid_BT.clone(), torch.zeros(shape[0], 2))
-
-    return LatentBatch(
-        epoch=0,
-        batch_id=number,
-        sample_ids_B=torch.arange(clips) + clips * number,
-        video=modality(steps, rows, columns, layout.video_channels),
-        audio=modality(audio_steps, layout.audio_channels),
-        text_BN=torch.randint(1, 257, (clips, layout.text_bytes), generator=generator),
-        actions_BFA=torch.randn(clips, frames, layout.action_dim, generator=generator),
-        actions_valid_BF=torch.ones(clips, frames, dtype=torch.bool),
-    )
 
 
 def kernels_of(loop: Callable[[int], None]) -> str:

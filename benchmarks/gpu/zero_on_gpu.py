@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mfu import random_batch, wait
 
 from avtok.load import codec_spec
+from benchmarks.makers.latents import random_batch
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 from worldmodel.load_config import load_config
@@ -96,7 +96,8 @@ def run(cfg: RunConfig, *, plain: bool) -> list[float]:
         start_step=0,
         hooks=Hooks(commit=lambda step: None, on_row=rows.append),
     )
-    wait(engine.device)
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize()
     return [row["loss"] for row in rows]
 
 

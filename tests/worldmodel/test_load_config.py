@@ -70,7 +70,8 @@ def test_a_problem_is_one_line_with_file_and_line(problems, text):
     ("override", "line"),
     [
         ("model.widht=3", "--set model.widht: unknown key model.widht; did you mean width?"),
-        ("objective.rep=rsm", "--set objective.rep: objective.rep must be one of 'none', 'ema', got 'rsm'"),
+        ("codec.video=3", "--set codec.video: codec.video must be"),
+        ("optim.lr=-1", "--set optim.lr: optim.lr must be"),
         ("train.steps", "--set train.steps: needs the form key=value"),
         ("train.steps=[", "--set train.steps: '[' is not YAML"),
         ("model.depth.x=3", "--set model.depth.x: model.depth must be a whole number, got {'x': 3}"),

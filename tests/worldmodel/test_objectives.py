@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from einops import rearrange
 
+from avtok.load import codec_spec
 from tests.worldmodel.synthetic import (
     PLAIN_ROWS,
     make_batch,
@@ -21,11 +23,13 @@ from worldmodel.config import NoiseConfig, RunConfig, SelfFlowConfig, TimeConfig
 from worldmodel.draw import Draw, draw
 from worldmodel.flow import time_of_quantile
 from worldmodel.layout import AUDIO, TEXT, VIDEO, Layout
+from worldmodel.load_config import load_config
 from worldmodel.model.student import SelfFlowStudent
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import Losses, layers_of, participation_ratio, self_flow_losses
-from worldmodel.train.engine import build_student
+from worldmodel.train.engine import PlainEngine, build_student
+from worldmodel.train.loop import Hooks, train
 
 # B clips, L tokens, N chunks, M modalities, V tokens of a modality in a chunk, D width, K noise levels.
 
@@ -305,3 +309,25 @@ def test_losses_by_noise_level_add_up_to_the_whole(layout, batch):
     t = one.levels.per_token(one.levels.student_BK)[:, is_audio_L]
     in_second = (t >= 0.2) & (t < 0.4) & one.loss_BL[:, is_audio_L]
     assert int(losses.by_level[1, 1, 2]) == int(in_second.sum())
+
+
+# As published ----------------------------------------------------------------------------------------------
+
+PUBLISHED = sorted((Path(__file__).parents[2] / "configs" / "as_published").glob("*.yaml"))
+SMALL = ["model.depth=3", "model.width=64", "model.head_dim=32", "train.device=cpu", "train.precision=fp32"]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_what_was_published_trains_and_carries_loss_where_it_says(path: Path):
+    cfg = load_config(path, [*SMALL, "data.size=[32,32]", "train.steps=1", "train.micro_batches=1"])
+    layout = Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
+    batch = make_batch(layout, clips=2, has_audio=path.stem != "image")
+    batch = replace(batch, is_still=path.stem == "image")
+    rows: list[dict[str, float]] = []
+    hooks = Hooks(commit=lambda step: None, on_row=rows.append)
+    train(PlainEngine(cfg, layout), iter([[batch]]), cfg, layout, start_step=0, hooks=hooks)
+    learned = {"video": {"video"}, "audio": {"audio"}, "image": {"video"}, "mixed": {"video", "audio"}}
+    assert {m for m in ("video", "audio") if f"loss_{m}" in rows[0]} == learned[path.stem]
+    assert cfg.objective.prediction == "v"
+    published = {"align_weight": 0.8, "student_layer": 0.3, "teacher_layer": 0.7, "teacher_t": "min"}
+    assert {name: getattr(cfg.objective, name) for name in published} == published

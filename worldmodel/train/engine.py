@@ -26,8 +26,10 @@ from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 from worldmodel.model.student import SelfFlowStudent
 from worldmodel.model.transformer import Block, WorldTransformer
+from worldmodel.model_folder import model_folder
 from worldmodel.train.ema import ShardEma
 from worldmodel.train.optim import build_optimizer
+from worldmodel.train.warm_start import warm_start
 from worldmodel.train.whole import Place, WholeStep
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema")
@@ -63,10 +65,14 @@ class Engine(Protocol):
 
 
 def build_student(cfg: RunConfig, layout: Layout) -> SelfFlowStudent:
-    """The same initial weights on every rank, without touching the global generator."""
+    """The same initial weights on every rank, without touching the global generator; those of train.init
+    where they fit. NothingFits and ValueError for a model that cannot be begun from."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        return SelfFlowStudent(WorldTransformer(cfg.model, layout), cfg.objective, cfg.data.targets)
+        student = SelfFlowStudent(WorldTransformer(cfg.model, layout), cfg.objective, cfg.data.targets)
+    if cfg.train.init:
+        warm_start(student.transformer, model_folder(cfg.train.init))
+    return student
 
 
 def slice_of_rank(numel: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -1,0 +1,73 @@
+"""REPA on real files: features of frozen encoders, made beside the latents, are what the student follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_jobs.errors import UserError
+from ray_jobs.index import index_sources
+from ray_jobs.plan import make_plan
+from ray_jobs.render import render_clip
+from ray_jobs.resolve import resolved
+from ray_jobs.stages import EncodeBatch, to_latent_batch
+from ray_jobs.train_worker import layout_of
+from tests.avtok.small_encoders import dino, wav2vec
+from worldmodel.config import RunConfig
+from worldmodel.train.engine import PlainEngine
+from worldmodel.train.loop import Hooks, train
+
+
+def config_of(clips: Path, encoders: list[dict[str, str]]) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "data": {
+                "manifest": str(clips),
+                "clip_s": 1.0,
+                "batch_clips": 2,
+                "held_out": 0.0,
+                "targets": encoders,
+                "sandbox": False,
+            },
+            "model": {"depth": 3, "width": 32, "head_dim": 16},
+            "objective": {"rep": "repa", "dual": False, "align_weight": 0.5},
+            "optim": {"lr": 3e-3, "warmup_steps": 2},
+            "train": {"steps": 16, "micro_batches": 1, "device": "cpu", "precision": "fp32"},
+        }
+    )
+
+
+def test_a_student_follows_features_of_real_clips(tmp_path):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for index in range(2):
+        render_clip("bounce_one", index, out=str(clips), seed=0, duration_s=1.0)
+    encoders = [
+        {"name": "dino", "encoder": str(dino(tmp_path / "dino"))},
+        {"name": "wav", "encoder": str(wav2vec(tmp_path / "wav")), "modality": "audio"},
+    ]
+    cfg = resolved(config_of(clips, encoders))
+    assert [target.width for target in cfg.data.targets] == [16, 16]
+    assert resolved(cfg) is cfg
+    index_sources([str(clips)], out=str(tmp_path / "manifest.parquet"))
+    plan = make_plan(str(tmp_path / "manifest.parquet"), cfg)
+    batch = to_latent_batch(EncodeBatch(plan, cfg).encode_batch(0, 0, np.array([0, 1])))
+    rows: list[dict[str, float]] = []
+    engine = PlainEngine(cfg, layout_of(cfg))
+    hooks = Hooks(commit=lambda step: None, on_row=rows.append)
+    train(engine, iter([[batch]] * 16), cfg, layout_of(cfg), start_step=0, hooks=hooks)
+    for modality in ("video", "audio"):
+        first, last = (np.mean([row[f"align_{modality}"] for row in part]) for part in (rows[:4], rows[-4:]))
+        assert last < 0.8 * first
+        assert rows[-1][f"cosine_{modality}"] > 0
+
+
+def test_a_folder_that_is_no_encoder_is_told_before_anything_starts(tmp_path):
+    cfg = config_of(tmp_path, [{"name": "dino", "encoder": str(tmp_path / "nowhere")}])
+    with pytest.raises(UserError, match=r"targets: dino: .*nowhere.*FileNotFoundError; give the folder"):
+        resolved(cfg)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="names no hidden_size; set"):
+        resolved(config_of(tmp_path, [{"name": "dino", "encoder": str(tmp_path)}]))

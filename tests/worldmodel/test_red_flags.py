@@ -1,0 +1,46 @@
+"""Warnings come for what is wrong, once, and not for what is right."""
+
+from __future__ import annotations
+
+import math
+
+from worldmodel.train.red_flags import RedFlags
+
+
+def warnings_of(steps: int = 1000, **curves) -> list[str]:
+    flags, found = RedFlags(), []
+    for step in range(steps):
+        found += flags.see(
+            {"step": step, "loss": 1.0, **{name: curve(step) for name, curve in curves.items()}}
+        )
+    return found
+
+
+def falling(step: int) -> float:
+    return 0.2 + math.exp(-step / 100)
+
+
+def test_a_healthy_run_is_left_in_peace():
+    slowly = {"cosine_video": lambda s: 0.9 * (1 - math.exp(-s / 500)), "cosine_audio": lambda s: 0.5}
+    assert warnings_of(loss_video=falling, loss_audio=falling, **slowly) == []
+
+
+def test_a_high_and_flat_cosine_is_told_once_and_only_early():
+    high = {"cosine_video": lambda s: 0.96}
+    (said,) = warnings_of(loss_video=falling, **high)
+    assert "the cosine of video to its teacher is 0.960 and flat" in said
+    still_rising = {"cosine_video": lambda s: min(0.999, 0.9 + s / 10_000)}
+    assert warnings_of(loss_video=falling, **still_rising) == []
+    late = {"cosine_video": lambda s: 0.5 if s < 2100 else 0.97}
+    assert warnings_of(3000, loss_video=falling, **late) == []
+
+
+def test_sound_that_is_not_learned_is_told():
+    (said,) = warnings_of(loss_video=falling, loss_audio=lambda s: 0.7)
+    assert "the loss of audio is where it began, at 0.700" in said
+    assert "objective.audio_weight" in said
+
+
+def test_rows_of_an_evaluation_and_missing_modalities_are_passed_over():
+    assert RedFlags().see({"step": 5, "eval_video": 0.3}) == []
+    assert warnings_of(loss_video=falling) == []
