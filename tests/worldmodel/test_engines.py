@@ -165,8 +165,9 @@ def test_two_ranks_store_the_weights_moments_and_average_of_one_process(both):
 def test_a_checkpoint_resliced_from_one_to_two_and_back_keeps_every_byte(both, tmp_path):
     folder, cfg = both["folder"], parity_config()
     assert sorted(p.name for p in (folder / "two_from_one").iterdir()) == [
-        "model.json", shard_name(0, 2), shard_name(1, 2)
-    ]  # fmt: skip
+        "model.json",
+        *(f"shard-0000{rank}-of-00002.{kind}" for rank in range(2) for kind in ("safetensors", "sha256")),
+    ]
     engine = PlainEngine(cfg, tiny_layout(cfg))
     assert load_checkpoint(folder / "two_from_one", engine) == COMMIT_AT
     write_checkpoint(tmp_path, engine, COMMIT_AT, {})
@@ -217,6 +218,12 @@ def test_a_missing_or_damaged_part_of_a_checkpoint_is_named(damaged):
         damage = r"shard-00001-of-00002.safetensors: damaged or cut short .*; resume from an older commit"
         with pytest.raises(CheckpointMismatch, match=damage):
             load_checkpoint(damaged, engine)
+    shard.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])  # one bit of one weight
+    changed = (
+        r"shard-00001-of-00002.safetensors: changed since it was written \(sha256 .*; resume from an older"
+    )
+    with pytest.raises(CheckpointMismatch, match=changed):
+        load_checkpoint(damaged, engine)
     shard.unlink()
     with pytest.raises(CheckpointMismatch, match=r"shard-00001-of-00002.safetensors: missing; resume from"):
         load_checkpoint(damaged, engine)

@@ -1,11 +1,13 @@
 """Checkpoints as sharded safetensors that re-slice to any world size. Never pickle.
 
 A checkpoint folder holds shard-RRRRR-of-WWWWW.safetensors of each rank (flat fp32 slices named
-kind/parameter) and model.json (step, parameter shapes, world size, model description).
+kind/parameter), shard-RRRRR-of-WWWWW.sha256 beside it, and model.json (step, parameter shapes, world size,
+model description). A shard is hashed before anything of it is used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from worldmodel.train.engine import TEACHER_PREFIX, Engine, slice_of_rank
 
-MODEL_FILE = "model.json"
+MODEL_FILE, HASH = "model.json", ".sha256"
 REMEDY = "resume from an older commit or restore the file"
 
 
@@ -30,6 +32,11 @@ def shard_name(rank: int, world_size: int) -> str:
     return f"shard-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
+def content_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_checkpoint(folder: Path, engine: Engine, step: int, description: dict[str, Any]) -> None:
     """Writes this rank's shard; rank 0 also writes model.json. OSError when the disk is full."""
     shards = engine.shards()
@@ -38,7 +45,9 @@ def write_checkpoint(folder: Path, engine: Engine, step: int, description: dict[
         for name, shard in shards.items()
         for kind, part in shard.parts.items()
     }
-    save_file(tensors, str(folder / shard_name(engine.rank, engine.world_size)))
+    shard = folder / shard_name(engine.rank, engine.world_size)
+    save_file(tensors, str(shard))
+    shard.with_suffix(HASH).write_text(content_hash(shard))
     if engine.rank == 0:
         model = {
             "step": step,
@@ -78,6 +87,19 @@ class CheckpointReader:
         self.files = [
             _open_shard(folder / shard_name(rank, self.world_size)) for rank in range(self.world_size)
         ]
+        self.checked = set[int]()
+
+    def check(self, rank: int) -> None:
+        """CheckpointMismatch when a shard is not what was written. Once a shard; older ones have no hash."""
+        if rank in self.checked:
+            return
+        shard = self.folder / shard_name(rank, self.world_size)
+        written = shard.with_suffix(HASH)
+        if written.exists() and (found := content_hash(shard)) != (expected := written.read_text().strip()):
+            raise CheckpointMismatch(
+                f"{shard}: changed since it was written (sha256 {found[:12]}, not {expected[:12]}); {REMEDY}"
+            )
+        self.checked.add(rank)
 
     def slice(self, kind: str, name: str, start: int, end: int) -> Tensor:
         """[start, end) of a flattened parameter, fp32."""
@@ -87,6 +109,7 @@ class CheckpointReader:
             low, high = slice_of_rank(numel, rank, self.world_size)
             first, last = max(start, low), min(end, high)
             if first < last:
+                self.check(rank)
                 try:
                     pieces.append(file.get_slice(f"{kind}/{name}")[first - low : last - low])
                 except SafetensorError as error:
