@@ -16,7 +16,7 @@ from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
 from worldmodel.train.checkpoint import load_checkpoint, write_checkpoint
 from worldmodel.train.engine import PlainEngine
-from worldmodel.train.loop import Hooks, Outcome, TrainingDiverged, train
+from worldmodel.train.loop import Hooks, Outcome, TrainingDiverged, evaluate, train
 
 GOLDEN = Path(__file__).parent / "golden" / "losses_tiny.json"
 
@@ -196,3 +196,28 @@ def golden_losses() -> list[float]:
 
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps([round(loss, 6) for loss in golden_losses()], indent=1) + "\n")
+
+
+@pytest.mark.parametrize("rep", ["none", "ema"])
+def test_averaged_weights_run_in_training_only_where_there_is_a_teacher(rep: str):
+    cfg = tiny_config(train={"steps": 3, "evaluate_every": 100}, objective={"rep": rep})
+    run = Run(cfg)
+    name = "blocks.0.attention.qkv.weight"
+    before = dict(run.engine.teacher.named_parameters())[name].detach().clone()
+    run.go()
+    running, average = (
+        dict(run.engine.teacher.named_parameters())[name],
+        run.engine.ema[f"transformer.{name}"],
+    )
+    assert torch.equal(running, before) == (rep == "none")
+    assert not torch.equal(average, before)
+    evaluate(run.engine, [make_batch(run.layout)], cfg, run.layout)
+    assert torch.equal(running, average)
+
+
+def test_what_is_computed_again_for_backward_trains_the_same():
+    kept, again = (Run(tiny_config(train={"recompute": x})) for x in (False, True))
+    for run in (kept, again):
+        run.go()
+    assert again.losses() == pytest.approx(kept.losses(), rel=1e-6)
+    assert again.engine.student.transformer.recompute

@@ -41,11 +41,10 @@ class ShardEma:
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """average <- decay * average + (1 - decay) * student, on this rank's shard. Call only when a step was
-        applied."""
+        applied, and `publish` before the teacher runs."""
         student = [flat.detach() for flat in self.optimizer.fp32_partitioned_groups_flat]
         for average, flat in zip(self.average, student, strict=True):
             average.lerp_(flat, 1.0 - decay)
-        self.publish()
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -59,6 +59,7 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None: ...
     def step(self, learning_rate: float) -> Tensor | float: ...
     def update_ema(self, decay: float) -> None: ...
+    def publish_average(self) -> None: ...
     def all_reduce(self, vector: Tensor) -> Tensor: ...
     def shards(self) -> dict[str, ParameterShard]: ...
     def loaded(self, step: int) -> None: ...
@@ -111,7 +112,7 @@ class PlainEngine:
             prepare_blocks(transformer, cfg, self.device)
         self.ema = {n: p.detach().clone() for n, p in self.master.items() if n.startswith(TEACHER_PREFIX)}
         self.optimizer = build_optimizer(self.master.values(), cfg.optim)
-        self.clip_norm = cfg.optim.clip_norm
+        self.clip_norm, self.has_teacher = cfg.optim.clip_norm, cfg.objective.has_teacher
         self.gradient = {n: torch.zeros_like(p) for n, p in self.master.items()}
         self.has_gradient = False
         self._publish()
@@ -143,6 +144,11 @@ class PlainEngine:
     def update_ema(self, decay: float) -> None:
         masters = [self.master[name].detach() for name in self.ema]
         torch._foreach_lerp_(list(self.ema.values()), masters, 1.0 - decay)  # pyright: ignore
+        if self.has_teacher:  # without one, the averaged weights run in evaluations only
+            self._publish_teacher()
+
+    def publish_average(self) -> None:
+        """Puts the average into the weights that run as `teacher`."""
         self._publish_teacher()
 
     def all_reduce(self, vector: Tensor) -> Tensor:
@@ -215,7 +221,7 @@ class ZeroEngine:
                 model=teacher, config=_settings(cfg, 1, is_compiled=is_compiled), dist_init_required=False
             )
         self.average = ShardEma(self.engine, self.teacher_engine, prefix=TEACHER_PREFIX)
-        self.micro_batches = micro_batches
+        self.micro_batches, self.has_teacher = micro_batches, cfg.objective.has_teacher
         self.whole = self._keep_whole() if cfg.train.gather == "step" else None
         self.student: torch.nn.Module = self.engine if self.whole is None else self.engine.module
         self._start_from_fp32(build_student(cfg, layout))
@@ -271,6 +277,12 @@ class ZeroEngine:
 
     def update_ema(self, decay: float) -> None:
         self.average.update(decay)
+        if self.has_teacher:  # without one, the averaged weights run in evaluations only
+            self.publish_average()
+
+    def publish_average(self) -> None:
+        """Puts the average into the weights that run as `teacher`. On all ranks at once."""
+        self.average.publish()
         if self.whole is not None:
             self.whole.teacher.refresh()
 

@@ -146,6 +146,7 @@ def evaluate(engine: Engine, batches: list[LatentBatch], cfg: RunConfig, layout:
     cases.append(("eval_{}_history", 0.5, True))
     sums = torch.zeros(len(cases), 2, 2, dtype=torch.float64)
     quiet = cfg.objective.model_copy(update={"rep": "none", "loss_min_t": MIN_DIVISOR})
+    engine.publish_average()
     for batch in batches:
         rng, own = SampleRandom(cfg.seed, -1, _ids(batch)), _own(layout, batch)
         for i, (_, t, after_history) in enumerate(cases):
