@@ -16,7 +16,13 @@ from ray_jobs.buckets import buckets_of
 from ray_jobs.cli_output import answer
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.errors import UserError
-from ray_jobs.model_cost import build_on_meta, flops_per_step, parameters_by_part, sizes
+from ray_jobs.model_cost import (
+    build_on_meta,
+    flops_per_step,
+    over_flow_matching,
+    parameters_by_part,
+    sizes,
+)
 from ray_jobs.preflight import check_codecs
 from ray_jobs.sources import SourceRow, read_sources
 from worldmodel.config import RunConfig
@@ -36,6 +42,7 @@ def dry_run(cfg: RunConfig) -> dict[str, Any]:
     batch_clips = buckets_of(cfg)[0].batch_clips  # others hold as many tokens, where data.batch_tokens is set
     clips = cfg.train.micro_batches * batch_clips
     on_gpu = cfg.train.device == "cuda"
+    flops = flops_per_step(cfg, layout, student)
     return {
         "name": cfg.name,
         "parameters": {"total": sum(parts.values()), **parts},
@@ -62,7 +69,8 @@ def dry_run(cfg: RunConfig) -> dict[str, Any]:
             "micro_batches_per_worker": math.ceil(cfg.train.micro_batches / cfg.train.workers),
             "idle_slots": -cfg.train.micro_batches % cfg.train.workers,
             "commits": math.ceil(cfg.train.steps / cfg.train.checkpoint_every),
-            "flops_per_step": flops_per_step(cfg, layout, student),
+            "flops_per_step": flops,
+            "over_flow_matching": over_flow_matching(cfg, layout, flops),
         },
         "cluster": {
             "workers": cfg.train.workers,
@@ -143,7 +151,8 @@ def describe(facts: dict[str, Any]) -> str:
             f"checkpoint: {stored['one'] / GB:.2f} GB, {stored['kept'] / GB:.2f} GB kept",
             f"data: {_data_words(data)}",
             f"steps: {train['steps']} of {train['clips_per_step']} clips, {train['commits']} commits{idle}",
-            f"compute: {train['flops_per_step'] / 1e12:.3g} TFLOP a step of all workers",
+            f"compute: {train['flops_per_step'] / 1e12:.3g} TFLOP a step of all workers, "
+            f"{train['over_flow_matching']:.2f} of plain flow matching's",
             f"cluster: {cluster['workers']} workers, {cluster['cpus']:g} CPUs, {cluster['gpus']} GPUs{maybe}",
         ]
     )

@@ -24,6 +24,7 @@ PACKAGES = ("ray", "torch", "deepspeed", "av", "torchaudio", "pyarrow")
 FREE_TO_CHANGE = (
     "train.workers",
     "train.threads",
+    "train.recompute",
     "train.max_failures",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -162,6 +162,13 @@ def test_a_model_to_compare_with_is_missed_before_training_and_not_after(config)
     assert line.startswith("rollout.beside: nowhere: not an exported model (no such folder or run; shipped: ")
 
 
+def test_a_model_to_begin_from_is_missed_before_anything_starts(config):
+    (line,) = complaint("train", config, "--set", "train.init=nowhere")
+    assert line.startswith("train.init: nowhere: not an exported model (no such folder or run; shipped: ")
+    (line,) = complaint("train", config, "--set", "train.init=bounce", "--set", "model.width=96")
+    assert "no block of it fits: width 192 against 96; begin from a model of the same width" in line
+
+
 def test_a_storage_that_cannot_be_written_is_one_line(tmp_path, config):
     (tmp_path / "file").write_text("no folder")
     cfg = load_config(config, [f"storage={tmp_path / 'file'}"])

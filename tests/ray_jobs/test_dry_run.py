@@ -137,6 +137,21 @@ def test_flops_are_those_of_the_paths_that_tokens_take():
     assert flops_per_step(with_teacher, layout, build_on_meta(with_teacher, layout)) > 1.15 * counted
 
 
+@pytest.mark.parametrize(
+    ("switches", "low", "high"),
+    [
+        ({}, 1.15, 1.28),
+        ({"dual": False, "teacher_t": "offset"}, 1.15, 1.28),
+        ({"rep": "layersync", "dual": False}, 1, 1),
+        ({"rep": "velocity_heads"}, 1, 1.06),
+    ],
+)
+def test_what_an_objective_costs_over_plain_flow_matching_is_told(switches, low, high):
+    facts = dry_run(config(model={"depth": 10, "width": 384, "head_dim": 48}, objective=switches))
+    assert low <= facts["train"]["over_flow_matching"] <= high
+    assert f"{facts['train']['over_flow_matching']:.2f} of plain flow matching's" in describe(facts)
+
+
 def test_clips_are_counted_as_the_plan_cuts_them(manifest: Path, clip_folder: Path, cfg: RunConfig):
     plan = make_plan(str(manifest), cfg)
     found = describe_data(cfg)
