@@ -17,6 +17,7 @@ class MetricsFiles:
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
         from torch.utils.tensorboard import SummaryWriter
 
+        drop_cut_line(run / "metrics.jsonl")
         self.file = (run / "metrics.jsonl").open("a", buffering=1)
         self.board = SummaryWriter(str(run / "tensorboard"))
         self.is_disk_full = False
@@ -45,3 +46,12 @@ class MetricsFiles:
             if not is_disk_full(error):
                 raise
             self.is_disk_full = True
+
+
+def drop_cut_line(path: Path) -> None:
+    """What a full disk or a kill left of a row; the next one would be glued to it."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)

@@ -106,7 +106,7 @@ def wanted_fields(row: Row, models: LabelModels, *, redo: bool, min_confidence: 
         wanted.add("caption")
     if not row["has_sound"]:
         return frozenset(wanted)
-    nobody_wrote = not is_human(row, "transcript") and not is_human(row, "speech")
+    nobody_wrote = not is_human(row, "transcript") and not _says_what_people_wrote(row)
     if models.recognizer and nobody_wrote and is_open("transcript", models.recognizer.by):
         wanted.add("transcript")
         if models.speech_by:
@@ -172,14 +172,20 @@ def _without_times(row: Row) -> Row:
 
 
 def _may_write(row: Row, field: str, found: Made | LeftOut) -> bool:
-    if field == "transcript" and is_human(row, "speech"):
+    if field == "transcript" and _says_what_people_wrote(row):
         return False  # people said in `speech` what is said
-    if not is_human(row, field):
-        return True
-    if field != "speech" or not isinstance(found, Made) or not _untimed_by_people(row):
+    if field != "speech" or not _says_what_people_wrote(row):
+        return not is_human(row, field)
+    if not isinstance(found, Made) or not (_untimed_by_people(row) or is_automatic(row, "speech")):
         return False
     told, theirs = json.loads(found.value), cues_of(row)
     return _words(told) == _words(theirs)  # times are added, no word is changed
+
+
+def _says_what_people_wrote(row: Row) -> bool:
+    """Also where a model added the times to their words."""
+    mark = marks_of(row).get("speech", {})
+    return is_human(row, "speech") or (is_automatic(row, "speech") and bool(mark.get("times_only")))
 
 
 def _words(cues: list[dict[str, Any]]) -> list[str]:

@@ -88,6 +88,15 @@ def said(of) -> list[str]:
     cues("it", "says no", timed=False),
     [{"transcript": Made("made up", 0.9, "r:1"), "speech": Made(cues("made", "up"), 0.9, "a:1")}],
 )
+@example(
+    "",
+    "",
+    cues("it", "says no", timed=False),
+    [
+        {"speech": Made(cues("it", "says", "no"), 0.9, "a:1")},
+        {"speech": Made(cues("made", "up"), 0.9, "a:1"), "transcript": Made("made up", 0.9, "r:1")},
+    ],
+)
 @given(texts, texts, speeches, st.lists(outcomes, max_size=4))
 def test_what_people_wrote_is_the_same_after_any_outcomes(caption, transcript, speech, several):
     before = row(caption=caption, transcript=transcript, speech_json=speech)

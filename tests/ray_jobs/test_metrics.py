@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from ray_jobs.metrics import DEFINITIONS, REASONS, RunMetrics, reason_label
+from ray_jobs.metrics_files import MetricsFiles
 from ray_jobs.plan import Plan
 from ray_jobs.stages import EncodeBatch
 from worldmodel.config import RunConfig
@@ -71,3 +73,15 @@ def test_metrics_are_no_burden_without_a_cluster():
     metrics.spilled(0)
     with pytest.raises(KeyError):
         metrics.add("steps")
+
+
+def test_a_row_that_was_cut_short_is_not_glued_to_the_next(tmp_path):
+    first = MetricsFiles(tmp_path)
+    first.write({"step": 0, "loss": 1.0})
+    first.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 1, "lo')
+    second = MetricsFiles(tmp_path)
+    second.write({"step": 1, "loss": 0.5})
+    second.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1]
