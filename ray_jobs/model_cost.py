@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ray_jobs.buckets import buckets_of
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
+from worldmodel.model.flops import empty_tokens
 from worldmodel.model.student import SelfFlowStudent
 from worldmodel.model.transformer import Tokens, WorldTransformer
 from worldmodel.self_flow import layers_of, tapped_layers
@@ -143,20 +144,10 @@ def _forward(cfg: RunConfig, layout: Layout, student: SelfFlowStudent) -> dict[s
 
 def _inputs(cfg: RunConfig, layout: Layout) -> tuple[Tokens, Tensor, Tensor]:
     """One micro-batch of empty clips: tokens, levels and the level of each token."""
-    batch, chunks = buckets_of(cfg)[0].batch_clips, layout.num_chunks
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(batch, *shape, dtype=dtype, device="meta")
-
-    tokens = Tokens(
-        video_BNVC=empty(chunks, layout.video_tokens, layout.video_values),
-        audio_BNTC=empty(chunks, layout.audio_tokens, layout.audio_values),
-        text_BN=empty(layout.text_bytes, dtype=torch.int64),
-        actions_BNA=empty(chunks, layout.chunk_frames * layout.action_dim),
-        actions_valid_BN=empty(chunks, dtype=torch.bool),
-        valid_BL=empty(layout.length, dtype=torch.bool),
-    )
-    return tokens, empty(layout.num_levels), empty(layout.length, dtype=torch.int64)
+    batch = buckets_of(cfg)[0].batch_clips
+    levels = torch.empty(batch, layout.num_levels, device="meta")
+    level_of = torch.empty(batch, layout.length, dtype=torch.int64, device="meta")
+    return empty_tokens(layout, batch), levels, level_of
 
 
 def _value_bytes(student: SelfFlowStudent) -> int:
