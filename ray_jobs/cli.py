@@ -132,9 +132,10 @@ def tokenize(
 ) -> None:
     """Fill the latent cache (data.cache) ahead of training."""
     from ray_jobs.preflight import check_given
+    from ray_jobs.resolve import resolved
     from worldmodel.load_config import load_config
 
-    cfg = load_config(config, overrides)
+    cfg = resolved(load_config(config, overrides))  # as train does: both claim the same name
     check_given(cfg)
     from ray_jobs.cluster import connect
     from ray_jobs.progress import ProgressDisplay

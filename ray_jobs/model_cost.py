@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ray_jobs.buckets import buckets_of
 from worldmodel.config import RunConfig
+from worldmodel.flops import empty_tokens
 from worldmodel.layout import Layout
-from worldmodel.model.flops import empty_tokens
 from worldmodel.model.student import SelfFlowStudent
 from worldmodel.model.transformer import Tokens, WorldTransformer
 from worldmodel.self_flow import layers_of, tapped_layers

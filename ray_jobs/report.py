@@ -13,6 +13,7 @@ from typing import Any
 from ray_jobs.report_checks import checks_section, number, verdict
 from ray_jobs.report_clips import clips_section
 from ray_jobs.report_figures import loss_figures, throughput_figures
+from ray_jobs.run_folder import WARNINGS
 
 QUARANTINE_ROWS = 50  # rows of the table; the counts by reason are complete
 
@@ -20,8 +21,8 @@ QUARANTINE_ROWS = 50  # rows of the table; the counts by reason are complete
 def write_report(run_dir: str | Path, *, checks: dict[str, Any] | None = None, show: int = 4) -> Path:
     """Write report.html into a run folder and return its path. A missing piece is said in words.
 
-    Reads run.json, config.yaml, metrics.jsonl, accounting.json, rollouts/rollouts.json and, unless
-    `checks` are given, checks.json. `show` clips are embedded.
+    Reads run.json, config.yaml, metrics.jsonl, warnings.txt, accounting.json, rollouts/rollouts.json and,
+    unless `checks` are given, checks.json. `show` clips are embedded.
     """
     folder = Path(run_dir)
     run, _ = _read_json(folder / "run.json")
@@ -38,7 +39,7 @@ def write_report(run_dir: str | Path, *, checks: dict[str, Any] | None = None, s
         tiles=_tiles(metrics, checks, accounting),
         clips=clips_section(folder / "rollouts", rollouts, rollouts_note, checks, show),
         checks=checks_section(checks, f"No checks: {checks_note}"),
-        training=_training(metrics, metrics_note),
+        training=_training(metrics, metrics_note, _read_warnings(folder)),
         data=_data(accounting, accounting_note),
         run=_run_facts(run, folder / "config.yaml"),
     )
@@ -103,9 +104,16 @@ def _tiles(
     return f'<dl class="tiles">{cells}</dl>' if cells else ""
 
 
-def _training(rows: list[dict[str, Any]], note: str) -> str:
+def _read_warnings(folder: Path) -> list[str]:
+    """Each once: a run that went on from a commit may have come by the same place again."""
+    path = folder / WARNINGS
+    return list(dict.fromkeys(path.read_text("utf-8").splitlines())) if path.exists() else []
+
+
+def _training(rows: list[dict[str, Any]], note: str, warnings: list[str]) -> str:
     figures = loss_figures(rows) + throughput_figures(rows)
-    said = f'<p class="missing">{escape(note)}</p>' if note else ""
+    notes = [*warnings, *([note] if note else [])]
+    said = "".join(f'<p class="missing">{escape(line)}</p>' for line in notes)
     if not figures:
         return said or '<p class="missing">No step was reported.</p>'
     plots = "".join(f'<figure class="card"><figcaption>{c}</figcaption>{svg}</figure>' for c, svg in figures)

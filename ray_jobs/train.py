@@ -28,7 +28,7 @@ from ray_jobs.model_cost import build_on_meta
 from ray_jobs.plan import Plan, make_plan
 from ray_jobs.pools import with_sized_pool
 from ray_jobs.preflight import check_given
-from ray_jobs.run_folder import RunFolder, last_commit, sweep, write_whole
+from ray_jobs.run_folder import WARNINGS, RunFolder, last_commit, sweep, write_whole
 from ray_jobs.runtime_env import package_version
 from ray_jobs.train_worker import layout_of, train_worker
 from worldmodel.config import RunConfig
@@ -39,7 +39,6 @@ from worldmodel.train.red_flags import RedFlags
 from worldmodel.train.warm_start import compare, prediction_of
 
 POLL_S = 0.25
-WARNINGS = "warnings.txt"
 Progress = Callable[[str, dict[str, Any]], None]
 
 

@@ -29,9 +29,9 @@ from avtok.load import codec_spec
 from benchmarks.makers.latents import random_batch
 from worldmodel.config import RunConfig
 from worldmodel.draw import Draw, draw
+from worldmodel.flops import step_flops
 from worldmodel.layout import Layout
 from worldmodel.load_config import dump_config, load_config
-from worldmodel.model.flops import step_flops
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import self_flow_losses
 from worldmodel.train.engine import PlainEngine

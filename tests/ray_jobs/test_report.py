@@ -242,3 +242,9 @@ def test_clips_of_sound_alone_are_checked_and_shown(tmp_path):
     assert "skipped" in checks["freeze"]
     assert checks["loudness_drift"]["value"] == checks["loudness_drift"]["floor"]
     assert len(Page(write_report(tmp_path).read_text("utf-8")).all("img")) == 2
+
+
+def test_what_looked_wrong_in_training_is_said_once_and_as_text(tmp_path):
+    (tmp_path / "warnings.txt").write_text("step 700: the loss of audio <is> where it began\n" * 2)
+    page = write_report(tmp_path).read_text("utf-8")
+    assert page.count("the loss of audio &lt;is&gt; where it began") == 1

@@ -6,7 +6,7 @@ Heads are trained but neither averaged nor exported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -96,7 +96,7 @@ def velocity_head(width: int, values: int) -> nn.Module:
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, values))
 
 
-def tokens_of(x_BLD: Tensor, modality: Literal["video", "audio"] | str, layout: Layout) -> Tensor:
+def tokens_of(x_BLD: Tensor, modality: str, layout: Layout) -> Tensor:
     """[B, N, V, D]: the tokens of one modality, chunk by chunk."""
     _, chunks = split_text(x_BLD, layout)
     _, video, audio = chunks.split(layout.parts, dim=2)
