@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 
 from tests.worldmodel.synthetic import many_levels, tiny_config, tiny_layout
+from worldmodel.config import NoiseConfig
 from worldmodel.model.level_rows import LevelOfTokens
 
 
 def test_rows_by_index_equal_one_hot_products_with_gradients():
     layout = tiny_layout(tiny_config())
-    index_BL = many_levels(layout).level_of_BL[:16]
+    index_BL = many_levels(layout, NoiseConfig(first_frame=0.5)).level_of_BL[:16]
     assert (index_BL % 2 == 1).any(), "some tokens are at the second level of their slot"
+    assert (index_BL == layout.first_frame_slot).any(), "some are first frames"
     one_hot_BLK = F.one_hot(index_BL, layout.num_levels).float()
     tables = [torch.randn(16, layout.num_levels, 6, generator=torch.Generator().manual_seed(0)) for _ in "ab"]
     weights_BLD = torch.randn(16, layout.length, 6, generator=torch.Generator().manual_seed(1))

@@ -112,7 +112,7 @@ def test_layersync_follows_its_own_later_layer_without_teacher_head_or_gradient_
 
 
 def test_repa_follows_the_encoder_of_each_modality_where_it_has_features(layout):
-    cfg = config_of(rep="repa", dual=False)
+    cfg = config_of(rep="repa", dual=False, noise=PLAIN_ROWS.model_dump())
     batch = with_targets(make_batch(layout), layout)
     student, _ = networks(cfg, layout)
     one = draw(batch, layout, cfg.objective, SampleRandom(0, 0, (0, 1, 2, 3)))
@@ -130,6 +130,7 @@ def test_repa_follows_the_encoder_of_each_modality_where_it_has_features(layout)
     steps = rearrange(dino.features, "b n (t r c) d -> b (n t) r c d", r=grid[0], c=grid[1])
     assert torch.equal(steps, batch.targets["dino"])
     assert not dino.valid[0, 0].any()
+    assert one.loss_mask("video")[0, 0].all()
 
 
 def test_targets_of_unknown_width_are_told(layout):
