@@ -13,6 +13,7 @@ from typing import Any
 
 from ray_jobs.cluster import connect
 from ray_jobs.models import check_beside
+from ray_jobs.processor import has_bf16_units
 from ray_jobs.render import check_render, render
 from ray_jobs.run_folder import RunFolder
 from worldmodel.load_config import load_config
@@ -56,7 +57,8 @@ def run_demo(
     quoted = [
         f"{key}={json.dumps(str(place))}" for key, place in places.items()
     ]  # a folder may be named 2026
-    cfg = load_config(DEMO_CONFIG, [*quoted, *overrides])
+    slow = [] if has_bf16_units() else ["train.precision=fp32"]  # bf16 would take hours
+    cfg = load_config(DEMO_CONFIG, [*quoted, *slow, *overrides])
     check_beside(cfg.rollout.beside)
     RunFolder(cfg).check_free(cfg)
     if not source.exists():
