@@ -17,9 +17,9 @@ from worldmodel.draw import Draw, draw
 from worldmodel.flow import homogeneous_levels, predicted_velocity
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.randomness import SampleRandom
-from worldmodel.session import RolloutSessions
+from worldmodel.session import Latents, RolloutSessions
 from worldmodel.worlds.catalog import make_episode, world_settings
-from worldmodel.worlds.clips import Codec, make_clips
+from worldmodel.worlds.clips import Codec, WorldClips, make_clips
 
 # E episodes, B sessions.
 
@@ -71,6 +71,33 @@ def _guess(model: WorldTransformer, one: Draw, cfg: RunConfig, modality: str) ->
 
 
 @torch.no_grad()
+def continue_clips(
+    model: WorldTransformer, cfg: RunConfig, clips: WorldClips, *, device: torch.device | str = "cpu"
+) -> Latents:
+    """Each clip from its first rollout.prefix_s on, as cfg.rollout says; noise is the clip's seed's."""
+    rollout, size = cfg.rollout, cfg.rollout.sessions_per_actor
+    longer = cfg.model_copy(update={"data": cfg.data.model_copy(update={"clip_s": _length_s(cfg)})})
+    parts: list[Latents] = []
+    for first in range(0, len(clips), size):
+        rows = range(first, min(first + size, len(clips)))
+        batch = clips.batch(rows, longer, epoch=-1, batch_id=0).to(device)
+        sessions = RolloutSessions(model, rollout, cfg.objective.prediction)
+        seeds = clips.seeds_E[rows.start : rows.stop].tolist()
+        sessions.reset(batch, prefix_chunks=round(rollout.prefix_s / cfg.chunk_s), seeds=seeds)
+        for _ in range(round(rollout.seconds / cfg.chunk_s)):
+            sessions.step()
+        parts.append(sessions.latents())
+    return Latents(torch.cat([p.video.cpu() for p in parts]), torch.cat([p.audio.cpu() for p in parts]))
+
+
+def clips_to_continue(
+    cfg: RunConfig, video: Decoder, audio: Decoder, *, world: str, seeds: Sequence[int], split: str = "in"
+) -> WorldClips:
+    """Clips as long as a rollout with its beginning."""
+    longer = cfg.model_copy(update={"data": cfg.data.model_copy(update={"clip_s": _length_s(cfg)})})
+    return make_clips(world, seeds, longer, video, audio, split=split)
+
+
 def check_model(
     model: WorldTransformer,
     cfg: RunConfig,
@@ -83,31 +110,36 @@ def check_model(
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """What `run_checks` returns, of one rollout a seed as cfg.rollout says; noise is the seed's."""
-    rollout, size = cfg.rollout, cfg.rollout.sessions_per_actor
-    length_s = rollout.prefix_s + rollout.seconds
-    longer = cfg.model_copy(update={"data": cfg.data.model_copy(update={"clip_s": length_s})})
-    rollouts: list[CheckClip] = []
-    truths: list[CheckClip] = []
-    for first in range(0, len(seeds), size):
-        some = list(seeds[first : first + size])
-        clips = make_clips(world, some, longer, video, audio, split=split)
-        batch = clips.batch(range(len(some)), longer, epoch=-1, batch_id=0).to(device)
-        sessions = RolloutSessions(model, rollout, cfg.objective.prediction)
-        sessions.reset(batch, prefix_chunks=round(rollout.prefix_s / cfg.chunk_s), seeds=some)
-        for _ in range(round(rollout.seconds / cfg.chunk_s)):
-            sessions.step()
-        latents = sessions.latents()
-        for row, seed in enumerate(some):
-            episode = make_episode(world_settings(world, split), seed=seed, duration_s=length_s)
-            rollouts.append(
-                CheckClip(video.decode(latents.video[row].cpu()), audio.decode(latents.audio[row].cpu()))
-            )
-            truths.append(CheckClip(episode.video_THWC, episode.audio_N, scene_of(episode.truth)))
+    clips = clips_to_continue(cfg, video, audio, world=world, seeds=seeds, split=split)
+    latents = continue_clips(model, cfg, clips, device=device)
+    return check_rollouts(latents, cfg, video, audio, world=world, seeds=seeds, split=split)
+
+
+def check_rollouts(
+    latents: Latents,
+    cfg: RunConfig,
+    video: Decoder,
+    audio: Decoder,
+    *,
+    world: str,
+    seeds: Sequence[int],
+    split: str = "in",
+) -> dict[str, Any]:
+    """What `run_checks` returns of clips that go on from the first rollout.prefix_s of these seeds."""
+    rollouts, truths = [], []
+    for row, seed in enumerate(seeds):
+        episode = make_episode(world_settings(world, split), seed=seed, duration_s=_length_s(cfg))
+        rollouts.append(CheckClip(video.decode(latents.video[row]), audio.decode(latents.audio[row])))
+        truths.append(CheckClip(episode.video_THWC, episode.audio_N, scene_of(episode.truth)))
     return run_checks(
         rollouts,
         truths,
-        prefix_s=rollout.prefix_s,
+        prefix_s=cfg.rollout.prefix_s,
         fps=cfg.data.fps,
         sample_rate=cfg.data.sample_rate,
         seed=cfg.seed,
     )
+
+
+def _length_s(cfg: RunConfig) -> float:
+    return cfg.rollout.prefix_s + cfg.rollout.seconds

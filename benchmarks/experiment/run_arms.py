@@ -1,0 +1,181 @@
+"""Trains the arms that have not been trained yet, asks each, and keeps the answers.
+
+A run that is stopped goes on from its last checkpoint; what a result was asked with is kept beside it, so
+that another config is another run. Clips are made once for all runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.experiment.arms import (
+    TIERS,
+    Run,
+    config_of,
+    flops_of_step,
+    layout_of,
+    planned_runs,
+    tuning_runs,
+)
+from benchmarks.experiment.readouts import Questions, answers, questions_of_world, weighted_loss
+from benchmarks.gpu.train_world import CHECKPOINT, LOG, prepare_clips, train_world
+from worldmodel.config import RunConfig
+from worldmodel.load_config import dump_config
+from worldmodel.model.transformer import WorldTransformer
+from worldmodel.train.checkpoint import CheckpointReader
+from worldmodel.train.engine import pick_device
+from worldmodel.train.loop import EVALUATED_T
+from worldmodel.train.no_compiler import turn_compiler_off
+from worldmodel.worlds.clips import HELD_OUT_SEED, WorldClips
+
+RESULT = "result.json"
+Result = dict[str, Any]
+
+
+def run_experiment(
+    tier: str,
+    out: Path,
+    *,
+    minutes: float,
+    workers: int,
+    say: Callable[[str], None],
+    known: Iterable[Result] = (),
+) -> list[Result]:
+    """All results there are when the time is up or everything ran. known: of an earlier start elsewhere."""
+    ends_at = time.monotonic() + 60 * minutes
+    out.mkdir(parents=True, exist_ok=True)
+    for result in known:
+        _keep(out, result)
+    tuned = _run_all(tier, tuning_runs(TIERS[tier]), out, ends_at=ends_at, workers=workers, say=say)
+    if len(tuned) < len(tuning_runs(TIERS[tier])):
+        return tuned
+    rate = best_learning_rate(tier, tuned)
+    say(f"learning rate {rate:g}, the best of {', '.join(f'{r:g}' for r in TIERS[tier].learning_rates)}")
+    runs = list(planned_runs(TIERS[tier], rate))
+    return tuned + _run_all(tier, runs, out, ends_at=ends_at, workers=workers, say=say)
+
+
+def best_learning_rate(tier: str, tuned: list[Result]) -> float:
+    if not tuned:
+        return TIERS[tier].learning_rates[0]
+    return min(tuned, key=lambda result: result["loss"])["learning_rate"]
+
+
+def _run_all(
+    tier: str, runs: list[Run], out: Path, *, ends_at: float, workers: int, say: Callable[[str], None]
+) -> list[Result]:
+    found = {run: result for run in runs if (result := finished(tier, run, out))}
+    missing = [run for run in runs if run not in found]
+    say(f"{len(found)} of {len(runs)} runs are there")
+    if not missing:
+        return list(found.values())
+    _prepare(tier, out)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(run_arm, tier, run, out, ends_at): run for run in missing}
+        for done in as_completed(waiting):
+            if result := done.result():
+                found[waiting[done]] = result
+                say(f"{len(found)} of {len(runs)}: {waiting[done].name}: loss {result['loss']:.4f}")
+    return list(found.values())
+
+
+def finished(tier: str, run: Run, out: Path) -> Result | None:
+    """The result of a run with this very config, if there is one."""
+    path = out / run.name / RESULT
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    return result if result["asked"] == _asked(tier, config_of(TIERS[tier], run)) else None
+
+
+def run_arm(tier: str, run: Run, out: Path, ends_at: float) -> Result | None:
+    """Trains and asks one arm in this process, on one CPU thread or the GPU; None when the time is up."""
+    if time.monotonic() >= ends_at:
+        return None
+    cfg, folder = config_of(TIERS[tier], run), out / run.name
+    torch.set_num_threads(1)
+    turn_compiler_off()
+    folder.mkdir(parents=True, exist_ok=True)
+    clips, held_out, questions = _prepare(tier, out)
+    left = (ends_at - time.monotonic()) / 60
+    outcome = train_world(cfg, clips, held_out, folder, facts={}, minutes=left)
+    if outcome.status != "finished":
+        return None
+    model = WorldTransformer(cfg.model, layout_of(cfg))
+    model.load_state_dict(CheckpointReader(folder / CHECKPOINT).ema_weights())
+    model = model.eval().requires_grad_(False).to(pick_device(cfg.train.device))
+    result = {
+        **asdict(run),
+        "asked": _asked(tier, cfg),
+        "steps": cfg.train.steps,
+        "flops_per_step": flops_of_step(cfg),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **_curves(folder / LOG, cfg),
+        **answers(model, cfg, questions),
+    }
+    _keep(out, result)
+    for name in (CHECKPOINT, "export"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return result
+
+
+@cache
+def _prepare(tier: str, out: Path) -> tuple[WorldClips, WorldClips, Questions]:
+    """Clips are the same for all sizes and arms."""
+    asked = TIERS[tier]
+    cfg = config_of(asked, Run(next(iter(asked.sizes)), "self_flow", 0, asked.learning_rates[0]))
+    clips = prepare_clips([(asked.world, asked.clips)], cfg, out / "clips.npz", workers=1)
+    held_out = prepare_clips(
+        [(asked.world, asked.held_out)], cfg, out / "held_out.npz", workers=1, first=HELD_OUT_SEED
+    )
+    return clips, held_out, questions_of_world(asked.world, cfg, clips, held_out, asked.episodes)
+
+
+def _curves(log: Path, cfg: RunConfig) -> Result:
+    """Held-out loss on the way, [step, loss]; the last cosine and rank of what features follow; time."""
+    rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    curve = [
+        [
+            row["step"],
+            weighted_loss(
+                {m: [row[f"eval_{m}_t{t}"] for t in EVALUATED_T] for m in ("video", "audio")},
+                cfg,
+                EVALUATED_T,
+            ),
+        ]
+        for row in rows
+        if "eval_video" in row
+    ]
+    steps = [row for row in rows if "step_s" in row]
+    shown = {
+        k: v for k, v in steps[-1].items() if k.startswith(("cosine_", "teacher_rank_")) and "_t0" not in k
+    }
+    return {"curve": curve, "features": shown, "train_s": sum(row["step_s"] for row in steps)}
+
+
+def _asked(tier: str, cfg: RunConfig) -> str:
+    """Of the config and of what was asked: results of another are not taken."""
+    asked = TIERS[tier]
+    what = [dump_config(cfg), asked.world, asked.clips, asked.held_out, asked.episodes]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+def _keep(out: Path, result: Result) -> None:
+    run = Run(*(result[name] for name in Run.__dataclass_fields__))
+    path = out / run.name / RESULT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result))
+    partial.replace(path)
