@@ -9,19 +9,16 @@ equal those of a job that nothing happened to, byte for byte.
 from __future__ import annotations
 
 import json
-import os
 import random
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.makers.killing import Drivers, config_of, run_and_kill
-from ray_jobs.bench import Measured, run_ranks
-from ray_jobs.plan import Plan
+from benchmarks.makers.reslice import reslice
+from ray_jobs.bench import Measured
 from ray_jobs.render import clip_name, render_clip
 from ray_jobs.train import prepare
-from worldmodel.load_config import load_config
 
 CLIPS = 43  # 11 micro-batches of 4 an epoch, the last one padded: steps of 2 do not end with an epoch
 BROKEN = 17
@@ -52,7 +49,7 @@ def run(smoke: bool) -> Measured:
             ]
         finally:
             drivers.end()
-        reslice = _reslice(folder)
+        resliced = reslice(folder / "reslice", (1, 2, 1))
         config = (folder / "runs" / "reference" / "config.yaml").read_text().replace(place, PLACE)
     reference, killed = rows[0], rows[1:]
     return Measured(
@@ -60,14 +57,14 @@ def run(smoke: bool) -> Measured:
             "runs": sum(any(kill["hit"] for kill in row["kills"]) for row in killed),
             "lost": sum(row["lost"] for row in rows),
             "doubled": sum(row["doubled"] for row in rows),
-            "reslice_identical": reslice["identical"],
+            "reslice_identical": resliced["identical"],
         },
         raw={
             "runs": killed,
             "weights_equal_reference": [
                 row["weights_sha256"] == reference["weights_sha256"] for row in killed
             ],
-            "reslice": reslice,
+            "reslice": resliced,
             "driver_starts": drivers.starts,
         },
         n=len(killed),
@@ -106,48 +103,3 @@ def _prepare(folder: Path, names: list[str], steps: int) -> None:
         prepare(config_of(folder, name), "worldmodel bench resume")
         (folder / "trace" / name).mkdir(parents=True)
     (source / clip_name(BROKEN)).write_bytes(b"broken since it was planned")
-
-
-def _reslice(folder: Path) -> dict[str, Any]:
-    """A checkpoint of one ZeRO-3 worker, read and written by two, read and written by one: the same bytes."""
-    places = [folder / "reslice" / name for name in ("one", "two", "one-again")]
-    for ranks, source, target in ((1, "", places[0]), (2, places[0], places[1]), (1, places[1], places[2])):
-        target.mkdir(parents=True)
-        run_ranks(Path(__file__), ranks, [str(folder), str(source), str(target)], log=folder / "log.txt")
-    files = [{file.name: file.read_bytes() for file in place.iterdir()} for place in places]
-    return {
-        "identical": files[0] == files[2],
-        "files": [sorted(found) for found in files],
-        "bytes": sum(len(content) for content in files[0].values()),
-    }
-
-
-def _reslice_rank(folder: Path, source: str, target: Path) -> None:
-    """One rank: a fresh engine, a few steps or a checkpoint to read, a checkpoint to write."""
-    import torch
-    import torch.distributed as dist
-
-    from ray_jobs.dataset import local_stream
-    from ray_jobs.train_worker import layout_of
-    from worldmodel.train.checkpoint import load_checkpoint, write_checkpoint
-    from worldmodel.train.engine import ZeroEngine
-    from worldmodel.train.loop import Hooks, train
-
-    torch.set_num_threads(1)
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    cfg = load_config(folder / "settings.yaml", ["name=reslice", "train.steps=3"])
-    layout = layout_of(cfg)
-    engine = ZeroEngine(cfg, layout, micro_batches=cfg.train.micro_batches // world_size)
-    if source:
-        step = load_checkpoint(Path(source), engine)
-    else:
-        plan, step = Plan.load(folder / "runs" / "reference" / "plan.parquet"), cfg.train.steps
-        stream = local_stream(plan, cfg, start_step=0, end_step=step)
-        train(engine, stream, cfg, layout, start_step=0, hooks=Hooks(commit=lambda step: None))
-    write_checkpoint(target, engine, step, {"seed": cfg.seed})
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _reslice_rank(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

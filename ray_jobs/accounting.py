@@ -85,6 +85,11 @@ class Ledger:
 
     def to_files(self, folder: str | Path, *, rank: int) -> None:
         """Write `ledger-<rank>.json` and `ledger-<rank>.roaring` (one bitmap an epoch, end to end)."""
+        for name, content in self.files(rank=rank).items():
+            (Path(folder) / name).write_bytes(content)
+
+    def files(self, *, rank: int) -> dict[str, bytes]:
+        """What `to_files` writes, by name: the ledger as it is now."""
         blobs = {epoch: self._consumed(epoch).serialize() for epoch in self.epochs()}
         about = {
             "plan_hash": self.plan_hash,
@@ -94,8 +99,10 @@ class Ledger:
                 str(e): {str(i): why for i, why in self.quarantined.get(e, {}).items()} for e in blobs
             },
         }
-        (Path(folder) / f"ledger-{rank:05d}.roaring").write_bytes(b"".join(blobs.values()))
-        (Path(folder) / f"ledger-{rank:05d}.json").write_text(json.dumps(about), "utf-8")
+        return {
+            f"ledger-{rank:05d}.roaring": b"".join(blobs.values()),
+            f"ledger-{rank:05d}.json": json.dumps(about).encode("utf-8"),
+        }
 
     @classmethod
     def from_files(cls, folder: str | Path) -> Ledger:

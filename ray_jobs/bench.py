@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,7 @@ class Measured:
 
     figures: key -> number, the keys that the docs promise. raw: every repeat. n: how many repeats.
     baseline: what the figures are compared with, absolute. config: YAML. log: what was printed on the way.
+    files: pictures and pages by name, filed beside them.
     """
 
     figures: dict[str, Any]
@@ -39,16 +41,23 @@ class Measured:
     baseline: dict[str, Any] | None = None
     config: str = ""
     log: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
-def run_benchmark(name: str, *, smoke: bool, root: Path = ROOT) -> dict[str, Any]:
+def run_benchmark(name: str, *, smoke: bool, root: Path = ROOT, **options: Any) -> dict[str, Any]:
     """Measures benchmarks/<name>.py of the checkout `root`; unless smoke, files it in benchmarks/results/.
 
-    UserError for an unknown name or outside a checkout; JobError when what is measured breaks.
+    options: of those benchmarks that have them. UserError for an unknown name or option, or outside a
+    checkout; JobError when what is measured breaks.
     """
     began = datetime.now(UTC)
-    facts = run_facts(f"worldmodel bench {name}{' --smoke' if smoke else ''} --json")
-    measured: Measured = load_benchmark(name, root).run(smoke)
+    given = {option: value for option, value in options.items() if value is not None}
+    flags = "".join(f" --{option} {value}" for option, value in given.items())
+    facts = run_facts(f"worldmodel bench {name}{' --smoke' if smoke else ''}{flags} --json")
+    module = load_benchmark(name, root)
+    if unknown := given.keys() - inspect.signature(module.run).parameters.keys():
+        raise UserError(f"worldmodel bench {name}: has no --{min(unknown)}; leave it out")
+    measured: Measured = module.run(smoke, **given)
     result = {
         "name": name,
         "figures": measured.figures,
@@ -139,5 +148,7 @@ def _file(result: dict[str, Any], measured: Measured, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     (folder / "log.txt").write_text(measured.log, "utf-8")
+    for name, content in measured.files.items():
+        (folder / name).write_bytes(content)
     if measured.config:
         (folder / "config.yaml").write_text(measured.config, "utf-8")

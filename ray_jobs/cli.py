@@ -24,7 +24,7 @@ from ray_jobs.cli_output import Address, Json, Set, answer, keep_standard_output
 from ray_jobs.cli_prompts import check_prompts
 from ray_jobs.cli_serve import serve
 from ray_jobs.cli_tokenizer import tokenizer_app
-from ray_jobs.errors import DISK_FULL, UserError, is_disk_full
+from ray_jobs.errors import UserError, storage_problem
 from worldmodel.load_config import ConfigError
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -253,12 +253,13 @@ def check(
 def export(
     run: Annotated[Path, typer.Argument(help="run folder")],
     out: Annotated[Path, typer.Option(help="folder to write")],
+    best: Annotated[bool, typer.Option("--best", help="of the commit that train.keep_best kept")] = False,
     as_json: Json = False,
 ) -> None:
     """Checkpoint -> Hugging Face folder."""
     from ray_jobs.export import export_run
 
-    export_run(run, out)
+    export_run(run, out, best=best)
     answer({"model": str(out)}, as_json, str(out))
 
 
@@ -281,12 +282,18 @@ def bench(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="the same path in under a minute beyond Ray's start")
     ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(help="stop in time and file what there is (objectives)")
+    ] = None,
+    manifest: Annotated[
+        str | None, typer.Option(help="clips of your own instead of an embedded world (objectives)")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure one claim and file the result under benchmarks/results/."""
     from ray_jobs.bench import run_benchmark
 
-    result = run_benchmark(name, smoke=smoke)
+    result = run_benchmark(name, smoke=smoke, minutes=minutes, manifest=manifest)
     answer(result, as_json, "\n".join(f"{key}: {short(value)}" for key, value in result["figures"].items()))
 
 
@@ -308,9 +315,9 @@ def main() -> None:
         _complain(error.lines)
         sys.exit(error.exit_code)
     except OSError as error:
-        if not is_disk_full(error):
+        if not (problem := storage_problem(error)):
             raise
-        _complain([f"{error.filename or 'writing'}: {DISK_FULL}"])
+        _complain([f"{error.filename or 'writing'}: {problem}"])
         sys.exit(1)
 
 

@@ -25,13 +25,13 @@ def collect(
     from ray_jobs.cluster import connect
     from ray_jobs.collect import Collection, check_collection
     from ray_jobs.collect import collect as play
-    from ray_jobs.errors import disk_full_is_an_error
+    from ray_jobs.errors import storage_errors_in_words
     from ray_jobs.progress import ProgressDisplay
 
     wanted = Collection(scenario, episodes, seconds, seed, str(out.resolve()))
     check_collection(simulator, wanted, actors)
     connect(address)
-    with ProgressDisplay() as display, disk_full_is_an_error(out):
+    with ProgressDisplay() as display, storage_errors_in_words(out):
         manifest = play(
             simulator,
             wanted,

@@ -35,7 +35,7 @@ def label(
 
     from pydantic import ValidationError
 
-    from ray_jobs.errors import UserError, disk_full_is_an_error
+    from ray_jobs.errors import UserError, storage_errors_in_words
     from ray_jobs.labels.models import find_models
     from worldmodel.config import LabelConfig
 
@@ -57,7 +57,7 @@ def label(
     from ray_jobs.progress import ProgressDisplay
 
     connect(address)
-    with ProgressDisplay() as display, disk_full_is_an_error(out):
+    with ProgressDisplay() as display, storage_errors_in_words(out):
         result = label_manifest(
             manifest,
             cfg,

@@ -17,11 +17,11 @@ def export_lerobot(
     as_json: Json = False,
 ) -> None:
     """Clips with actions -> a LeRobot v3.0 data set, picture and sound."""
-    from ray_jobs.errors import disk_full_is_an_error
+    from ray_jobs.errors import storage_errors_in_words
     from ray_jobs.lerobot_export import export_episodes
     from ray_jobs.progress import ProgressDisplay
 
-    with ProgressDisplay() as display, disk_full_is_an_error(out):
+    with ProgressDisplay() as display, storage_errors_in_words(out):
         result = export_episodes(
             source,
             out,

@@ -10,7 +10,7 @@ from typing import Any
 
 from avtok.load import codec_folder
 from ray_jobs.errors import UserError
-from ray_jobs.run_folder import last_commit
+from ray_jobs.run_folder import BEST, last_commit
 from ray_jobs.train_worker import layout_of
 from worldmodel.config import RunConfig
 from worldmodel.export import NotAModel, load_model, save_model
@@ -20,11 +20,15 @@ from worldmodel.train.checkpoint import CheckpointMismatch, CheckpointReader
 from worldmodel.train.engine import build_student
 
 
-def export_run(run: Path, out: Path) -> Path:
-    """Writes the EMA weights of the last commit. UserError when nothing was committed."""
-    commit = last_commit(run)
+def export_run(run: Path, out: Path, *, best: bool = False) -> Path:
+    """Writes the EMA weights of the last commit, or of the best. UserError when there is none."""
+    commit = run / BEST if best else last_commit(run)
     if commit is None:
         raise UserError(f"{run}: nothing was committed, so there is nothing to export")
+    if not commit.is_dir():
+        raise UserError(
+            f"{run}: has no best commit; train with train.keep_best=true and an evaluation at a commit's step"
+        )
     cfg = load_config(run / "config.yaml")
     try:
         reader = CheckpointReader(commit)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from ray_jobs.errors import is_disk_full
+from ray_jobs.errors import storage_problem
 
 
 class MetricsFiles:
@@ -20,13 +20,13 @@ class MetricsFiles:
         drop_cut_line(run / "metrics.jsonl")
         self.file = (run / "metrics.jsonl").open("a", buffering=1)
         self.board = SummaryWriter(str(run / "tensorboard"))
-        self.is_disk_full = False
+        self.problem = ""
 
     def write(self, row: dict[str, float]) -> bool:
-        """False from the row on for which there was no space."""
-        if not self.is_disk_full:
+        """False from the row on that could not be written; `problem` says why."""
+        if not self.problem:
             self._try(lambda: self._write(row))
-        return not self.is_disk_full
+        return not self.problem
 
     def close(self) -> None:
         self._try(self.file.close)
@@ -43,9 +43,9 @@ class MetricsFiles:
         try:
             write()
         except OSError as error:
-            if not is_disk_full(error):
+            self.problem = storage_problem(error)
+            if not self.problem:
                 raise
-            self.is_disk_full = True
 
 
 def drop_cut_line(path: Path) -> None:

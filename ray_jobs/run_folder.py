@@ -14,11 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.errors import JobError, UserError, disk_full_is_an_error
+from ray_jobs.errors import JobError, UserError, storage_errors_in_words
 from worldmodel.config import RunConfig
 from worldmodel.load_config import config_difference, dump_config, load_config
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list: only what it names is committed
+BEST = "best"  # the folder of the commit with the lowest held-out error, see keep_best.py
 WARNINGS = "warnings.txt"  # what looked wrong while the run went on, a line each
 PACKAGES = ("ray", "torch", "deepspeed", "av", "torchaudio", "pyarrow")
 # Settings that may change between two starts of one run: they alter neither the samples nor the weights.
@@ -28,7 +29,7 @@ FREE_TO_CHANGE = (
     "train.recompute",
     "train.max_failures",
     "train.checkpoint_every",
-    "train.keep_checkpoints",
+    "train.keep_",
     "train.evaluate_",
     "data.decode_actors",
     "data.encode_gpus",
@@ -111,7 +112,7 @@ class RunFolder:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            with disk_full_is_an_error(self.path):
+            with storage_errors_in_words(self.path):
                 yield
         except OSError as error:
             raise UserError(
@@ -140,6 +141,12 @@ def last_commit(run: Path) -> Path | None:
         return run / latest["checkpoint_dir_name"] if latest else None
     whole = [folder for folder in (run / "checkpoints").glob("step-*") if is_whole(folder)]
     return max(whole, key=lambda folder: folder.name, default=None)
+
+
+def listed_commits(run: Path) -> list[Path]:
+    """Folders that Ray Train has entered and not removed yet, oldest first."""
+    results = (_listed(run) or {}).get("checkpoint_results", [])
+    return [run / result["checkpoint_dir_name"] for result in results]
 
 
 def sweep(run: Path) -> None:

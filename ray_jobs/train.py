@@ -19,9 +19,10 @@ from avtok.media import Limits
 from ray_jobs.accounting import Ledger
 from ray_jobs.board import News, start_board
 from ray_jobs.cluster import check_fits
-from ray_jobs.errors import DISK_FULL, JobError, UserError, disk_full_is_an_error, is_disk_full
+from ray_jobs.errors import JobError, UserError, storage_errors_in_words, storage_problem
 from ray_jobs.export import export_run
 from ray_jobs.index import index_sources, read_left_out
+from ray_jobs.keep_best import BestCommit
 from ray_jobs.metrics import RunMetrics
 from ray_jobs.metrics_files import MetricsFiles
 from ray_jobs.model_cost import build_on_meta
@@ -130,7 +131,7 @@ def run_training(
             make_source()
         folder, plan, _ = prepare(cfg, command)
     if plan and _is_trained(folder, cfg):
-        with disk_full_is_an_error(folder.path):
+        with storage_errors_in_words(folder.path):
             account(folder, plan)
             export_run(folder.path, folder.export)
         return TrainResult(folder.path, "finished", cfg.train.steps, time.monotonic() - began, 0.0, 0)
@@ -161,9 +162,10 @@ def run_training(
             raise
         board.set_plan_is_there.remote(True)
     assert plan is not None
-    with disk_full_is_an_error(folder.path):
+    with storage_errors_in_words(folder.path):
         metrics = MetricsFiles(folder.path)
     exported, flags = _exported_metrics(cfg, folder), RedFlags()
+    best = BestCommit(folder.path) if cfg.train.keep_best else None
     news = News()
     first_step_s, failures = 0.0, list[str]()
     outcome: dict[str, Any] | None = None
@@ -182,6 +184,8 @@ def run_training(
                 if not metrics.write(row | {"attempt": news.attempt}):
                     board.request_stop.remote()  # what was trained may still fit into a commit
                 exported.row(row)
+                if best:
+                    best.see(row)
                 for warning in flags.see(row):
                     _warn(folder, warning, progress)
                 if progress:
@@ -189,24 +193,27 @@ def run_training(
             for at_s in news.committed_at:
                 exported.add("commits_total")
                 exported.set("last_commit_timestamp_seconds", at_s)
+            if best:
+                with storage_errors_in_words(folder.path):
+                    best.keep()
             outcome, failures = outcome or news.outcome, failures + news.failures
             if not alive:
                 break
             thread.join(POLL_S)
     metrics.close()
     sweep(folder.path)
-    if metrics.is_disk_full:
-        outcome = {"status": "failed", "reason": DISK_FULL}
+    if metrics.problem:
+        outcome = {"status": "failed", "reason": metrics.problem}
     if outcome and outcome["status"] == "finished" and not _is_trained(folder, cfg):
         outcome = None  # the workers were done, but Ray could not enter the last commit
     if outcome is None or outcome["status"] not in ("finished", "stopped"):
         with suppress(OSError, JobError):  # what broke first is what must be said
             account(folder, plan)
         raise _failure(folder, outcome, failures, failure)
-    with disk_full_is_an_error(folder.path):
+    with storage_errors_in_words(folder.path):
         account(folder, plan)
     if outcome["status"] == "finished":
-        with disk_full_is_an_error(folder.path):
+        with storage_errors_in_words(folder.path):
             export_run(folder.path, folder.export)
     return TrainResult(
         folder.path,
@@ -323,6 +330,7 @@ def _failure(
         if raised
         else "the job ended without a word"
     )
-    if any(is_disk_full(error) for error in raised) or "No space left" in reason:
-        return JobError(f"{folder.path.name}: {DISK_FULL}", kept)
+    for error in [*raised, OSError(reason)]:
+        if problem := storage_problem(error):
+            return JobError(f"{folder.path.name}: {problem}", kept)
     return JobError(f"{folder.path.name}: training broke: {reason.splitlines()[0]}", f"{kept}; {resume}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.errors import JobError, UserError, disk_full_is_an_error
+from ray_jobs.errors import JobError, UserError, storage_errors_in_words
 from ray_jobs.plan import Plan
 from ray_jobs.render import TRUTH_FILE
 from ray_jobs.rollout_rows import UNTRAINED
@@ -25,7 +25,7 @@ def train_and_report(
     """Trains, continues held-out clips, checks them and writes report.html; Ray must be connected.
     make_source as in run_training."""
     trained = run_training(cfg, command=command, progress=say, make_source=make_source)
-    with disk_full_is_an_error(trained.run):
+    with storage_errors_in_words(trained.run):
         if trained.status == "finished":
             _continue_held_out(cfg, trained.run, say)
         say("report", {})

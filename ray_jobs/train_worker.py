@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 import warnings
 from dataclasses import asdict
@@ -15,20 +14,19 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.exceptions import RayError
 
 from avtok.load import codec_spec
 from ray_jobs.accounting import Ledger
+from ray_jobs.commits import Commits, tell_why
 from ray_jobs.dataset import held_out_batches, rank_stream
-from ray_jobs.errors import DISK_FULL, JobError, is_disk_full
-from ray_jobs.metrics import RunMetrics
+from ray_jobs.errors import JobError
 from ray_jobs.plan import Plan
 from ray_jobs.runtime_env import package_version
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
-from worldmodel.train.checkpoint import CheckpointMismatch, load_checkpoint, write_checkpoint
-from worldmodel.train.engine import Engine, ZeroEngine, pick_device
+from worldmodel.train.checkpoint import CheckpointMismatch, load_checkpoint
+from worldmodel.train.engine import ZeroEngine, pick_device
 from worldmodel.train.loop import Hooks, TrainingDiverged, train
 from worldmodel.train.no_compiler import turn_compiler_off
 
@@ -65,10 +63,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         if rank == 0:
             ray.get(board.ended.remote({"status": "failed", "step": -1, "reason": str(error)}))
     except Exception as error:
-        if is_disk_full(error):
-            ray.get(board.ended.remote({"status": "failed", "step": -1, "reason": DISK_FULL}))
-        else:
-            ray.get(board.failed.remote(f"rank {rank}: {_cause(error)}"))
+        tell_why(board, rank, error)
         raise
 
 
@@ -89,7 +84,7 @@ def _train(
             start_step = load_checkpoint(Path(folder), engine)
             committed = _committed_ledger(folder, plan)
         ledger = committed if rank == 0 else Ledger(plan.hash, committed.position)
-    commits = Commits(cfg, engine, ledger, attempt)
+    commits = Commits(cfg, engine, ledger, attempt, board)
     held_out: list[LatentBatch] = []
 
     def evaluation() -> list[LatentBatch]:
@@ -101,16 +96,11 @@ def _train(
             )
         return held_out
 
-    def commit(step: int) -> None:
-        commits.commit(step)
-        if rank == 0:
-            board.committed.remote(time.time())
-
     stream = rank_stream(
         plan, cfg, start_step=start_step, end_step=cfg.train.steps, rank=rank, world_size=world_size
     )
     hooks = Hooks(
-        commit=commit,
+        commit=commits.commit,
         consumed=commits.consumed,
         on_row=(lambda row: _post(board, row)) if rank == 0 else (lambda row: None),
         should_stop=StopRequest(board, attempt, rank),
@@ -118,6 +108,7 @@ def _train(
     )
     enough = min(64, plan.num_train)
     outcome = train(engine, stream, cfg, layout, start_step=start_step, hooks=hooks, enough_clips=enough)
+    commits.wait()
     if rank == 0:
         ray.get(board.ended.remote(asdict(outcome)))
 
@@ -140,33 +131,6 @@ def _committed_ledger(folder: str, plan: Plan) -> Ledger:
     return ledger
 
 
-class Commits:
-    """Weights and consumed ids go into one checkpoint, so that they are committed together or not at all."""
-
-    def __init__(self, cfg: RunConfig, engine: Engine, ledger: Ledger, attempt: int) -> None:
-        self.cfg, self.engine, self.ledger, self.attempt = cfg, engine, ledger, attempt
-        self.metrics = RunMetrics(cfg.name)
-
-    def consumed(self, batch: LatentBatch) -> None:
-        sample_ids = batch.sample_ids_B.tolist()
-        self.ledger.add(batch.epoch, sample_ids, batch.reasons)
-        self.metrics.consumed(sample_ids, batch.reasons)
-
-    def commit(self, step: int) -> None:
-        """A barrier over ranks. Folder names carry the attempt: what a crash left half-written is never mixed
-        in."""
-        description = {"model": self.cfg.model.model_dump(mode="json"), "seed": self.cfg.seed}
-        with tempfile.TemporaryDirectory(prefix="worldmodel-commit-") as folder:
-            write_checkpoint(Path(folder), self.engine, step, description)
-            self.ledger.position = step * self.cfg.train.micro_batches
-            self.ledger.to_files(folder, rank=self.engine.rank)
-            ray.train.report(
-                {"step": step},
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"checkpoints/step-{step:07d}-{self.attempt:03d}",
-            )
-
-
 class StopRequest:
     """Asks the board without waiting: rank 0's answer reaches all ranks through the step's all-reduce."""
 
@@ -187,12 +151,6 @@ class StopRequest:
         stop = bool(ray.get(self.answer))
         self.answer = self.board.stop_requested.remote()
         return stop
-
-
-def _cause(error: Exception) -> str:
-    """One line. Ray's errors hold a worker's whole traceback, which ends with the cause."""
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return lines[-1] if isinstance(error, RayError) else f"{type(error).__name__}: {lines[0]}"
 
 
 def _post(board: Any, row: dict[str, float]) -> None:

@@ -254,7 +254,11 @@ class TrainConfig(Part):
     max_failures: int = Field(
         default=3, ge=0, description="restarts of a broken worker group before the job fails"
     )
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, description="the last ones")
+    keep_best: bool = Field(
+        default=False,
+        description="and, as RUN/best, the commit of lowest held-out error of those at evaluated steps",
+    )
 
 
 class RolloutConfig(Part):

@@ -50,6 +50,7 @@ ARMS = {
 class Size:
     """One model size, the arms that are compared at it, and how many times the tier's steps it gets."""
 
+    name: str
     overrides: tuple[str, ...]
     arms: tuple[str, ...]
     longer: int = 1
@@ -57,11 +58,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Tier:
-    """One machine's worth of the experiment."""
+    """One machine's worth of the experiment. Of clips from a manifest no truth is known: no world."""
 
     config: str
     overrides: tuple[str, ...]
-    world: str
+    world: str | None
     clips: int
     held_out: int  # clips for losses at the end and probes; the curve takes the first curve_clips
     curve_clips: int
@@ -69,7 +70,11 @@ class Tier:
     steps: int
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    sizes: dict[str, Size]
+    sizes: tuple[Size, ...]
+    manifest: str | None = None
+
+    def size(self, name: str) -> Size:
+        return next(size for size in self.sizes if size.name == name)
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,13 @@ CPU = Tier(
     episodes=64,
     steps=1000,
     seeds=(0, 1, 2),
-    learning_rates=(2e-3, 1e-3, 4e-3),
-    sizes={
-        "0.7M": Size(_model(4, 64, 32), tuple(ARMS)),
-        "2M": Size(_model(6, 96, 48), _MAIN),
-        "3.4M": Size(_model(6, 128, 32), _MAIN),
-        "0.7M-long": Size(_model(4, 64, 32), (PLAIN, SELF_FLOW), longer=4),
-    },
+    learning_rates=(2e-3, 1e-3, 4e-3, 8e-3),
+    sizes=(
+        Size("0.7M", _model(4, 64, 32), tuple(ARMS)),
+        Size("2M", _model(6, 96, 48), _MAIN),
+        Size("3.4M", _model(6, 128, 32), _MAIN),
+        Size("0.7M-long", _model(4, 64, 32), (PLAIN, SELF_FLOW), longer=4),
+    ),
 )
 GPU = Tier(
     config="configs/shipped/bounce.yaml",
@@ -121,12 +126,12 @@ GPU = Tier(
     steps=20_000,
     seeds=(0, 1, 2),
     learning_rates=(1e-3, 5e-4, 2e-3),
-    sizes={
-        "11M": Size(_model(8, 192, 48), tuple(ARMS)),
-        "37M": Size(_model(12, 320, 64), _MAIN),
-        "110M": Size(_model(16, 512, 64), _MAIN),
-        "11M-long": Size(_model(8, 192, 48), (PLAIN, SELF_FLOW), longer=4),
-    },
+    sizes=(
+        Size("11M", _model(8, 192, 48), tuple(ARMS)),
+        Size("37M", _model(12, 320, 64), _MAIN),
+        Size("110M", _model(16, 512, 64), _MAIN),
+        Size("11M-long", _model(8, 192, 48), (PLAIN, SELF_FLOW), longer=4),
+    ),
 )
 SMOKE = Tier(
     config=CPU.config,
@@ -139,29 +144,27 @@ SMOKE = Tier(
     steps=4,
     seeds=(0, 1),
     learning_rates=(2e-3,),
-    sizes={"0.1M": Size(_model(2, 32, 16), (PLAIN, SELF_FLOW, "flow_matching_flops"))},
+    sizes=(Size("0.1M", _model(2, 32, 16), (PLAIN, SELF_FLOW, "flow_matching_flops")),),
 )
-TIERS = {"cpu": CPU, "gpu": GPU, "smoke": SMOKE}
 
 
 def tuning_runs(tier: Tier) -> list[Run]:
     """Plain flow matching at each learning rate; none where there is nothing to choose from."""
     rates = tier.learning_rates
-    smallest = next(iter(tier.sizes))
-    return [Run(smallest, PLAIN, TUNING_SEED, rate) for rate in rates] if len(rates) > 1 else []
+    return [Run(tier.sizes[0].name, PLAIN, TUNING_SEED, rate) for rate in rates] if len(rates) > 1 else []
 
 
 def planned_runs(tier: Tier, learning_rate: float) -> Iterator[Run]:
     """Size by size and seed by seed: whatever is done first can be compared."""
-    for name, size in tier.sizes.items():
+    for size in tier.sizes:
         for seed in tier.seeds:
             for arm in size.arms:
-                yield Run(name, arm, seed, learning_rate)
+                yield Run(size.name, arm, seed, learning_rate)
 
 
 def config_of(tier: Tier, run: Run) -> RunConfig:
     """The whole config of one run; its steps are the tier's, or as many as cost Self-Flow's FLOPs."""
-    size, arm = tier.sizes[run.size], ARMS[run.arm]
+    size, arm = tier.size(run.size), ARMS[run.arm]
     steps = tier.steps * size.longer
     common = [
         *tier.overrides,

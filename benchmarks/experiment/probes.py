@@ -1,7 +1,7 @@
 """Linear probes: what of the scene can be read off a layer's tokens by one matrix.
 
-Position and velocity of the bodies are read from a chunk's picture tokens, the material and which one sounded
-from its sound tokens, which learn of bodies that do not sound through attention alone.
+Position and velocity of the bodies are read from a chunk's picture tokens, and so is which one sounded; its
+material from its sound tokens, also where it is silent. What each modality does not show comes by attention.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from worldmodel.worlds.truth import Truth
 
 NOISE_LEVELS = (0.1, 0.3, 0.5)
 STRENGTHS = (1e1, 1e2, 1e3, 1e4, 1e5)  # of the ridge; the best on a fifth of the samples is taken
-FROM = {"position": "video", "velocity": "video", "material": "audio", "sounded": "audio"}
+FROM = {"position": "video", "velocity": "video", "material": "audio", "sounded": "video"}
 SILENT = len(MATERIALS)
 
 

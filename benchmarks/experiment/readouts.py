@@ -60,6 +60,12 @@ def questions_of_world(
     )
 
 
+def questions_of_clips(cfg: RunConfig, clips: WorldClips, held_out: WorldClips) -> Questions:
+    """Of clips that nothing is known of: losses and Fréchet distances. Clips must be as long as rollouts."""
+    fitted = _first(clips, PROBED["fitted"])
+    return Questions(held_out, fitted, held_out, space_of(fitted, cfg))
+
+
 def answers(model: WorldTransformer, cfg: RunConfig, questions: Questions) -> dict[str, Any]:
     """Numbers for JSON: loss, error_by_t, of_the_past (see history_error), probes and rollouts."""
     errors = held_out_errors(model, cfg, questions.held_out)

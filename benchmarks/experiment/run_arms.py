@@ -21,18 +21,24 @@ from typing import Any
 import torch
 
 from benchmarks.experiment.arms import (
-    TIERS,
+    SELF_FLOW,
     Run,
+    Tier,
     config_of,
     flops_of_step,
     layout_of,
     planned_runs,
     tuning_runs,
 )
-from benchmarks.experiment.readouts import Questions, answers, questions_of_world, weighted_loss
+from benchmarks.experiment.readouts import (
+    Questions,
+    answers,
+    questions_of_clips,
+    questions_of_world,
+    weighted_loss,
+)
 from benchmarks.gpu.train_world import CHECKPOINT, LOG, prepare_clips, train_world
 from worldmodel.config import RunConfig
-from worldmodel.load_config import dump_config
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.train.checkpoint import CheckpointReader
 from worldmodel.train.engine import pick_device
@@ -45,7 +51,7 @@ Result = dict[str, Any]
 
 
 def run_experiment(
-    tier: str,
+    tier: Tier,
     out: Path,
     *,
     minutes: float,
@@ -58,23 +64,23 @@ def run_experiment(
     out.mkdir(parents=True, exist_ok=True)
     for result in known:
         _keep(out, result)
-    tuned = _run_all(tier, tuning_runs(TIERS[tier]), out, ends_at=ends_at, workers=workers, say=say)
-    if len(tuned) < len(tuning_runs(TIERS[tier])):
+    tuned = _run_all(tier, tuning_runs(tier), out, ends_at=ends_at, workers=workers, say=say)
+    if len(tuned) < len(tuning_runs(tier)):
         return tuned
     rate = best_learning_rate(tier, tuned)
-    say(f"learning rate {rate:g}, the best of {', '.join(f'{r:g}' for r in TIERS[tier].learning_rates)}")
-    runs = list(planned_runs(TIERS[tier], rate))
+    say(f"learning rate {rate:g}, the best of {', '.join(f'{r:g}' for r in tier.learning_rates)}")
+    runs = list(planned_runs(tier, rate))
     return tuned + _run_all(tier, runs, out, ends_at=ends_at, workers=workers, say=say)
 
 
-def best_learning_rate(tier: str, tuned: list[Result]) -> float:
+def best_learning_rate(tier: Tier, tuned: list[Result]) -> float:
     if not tuned:
-        return TIERS[tier].learning_rates[0]
+        return tier.learning_rates[0]
     return min(tuned, key=lambda result: result["loss"])["learning_rate"]
 
 
 def _run_all(
-    tier: str, runs: list[Run], out: Path, *, ends_at: float, workers: int, say: Callable[[str], None]
+    tier: Tier, runs: list[Run], out: Path, *, ends_at: float, workers: int, say: Callable[[str], None]
 ) -> list[Result]:
     found = {run: result for run in runs if (result := finished(tier, run, out))}
     missing = [run for run in runs if run not in found]
@@ -91,20 +97,20 @@ def _run_all(
     return list(found.values())
 
 
-def finished(tier: str, run: Run, out: Path) -> Result | None:
+def finished(tier: Tier, run: Run, out: Path) -> Result | None:
     """The result of a run with this very config, if there is one."""
     path = out / run.name / RESULT
     if not path.exists():
         return None
     result = json.loads(path.read_text())
-    return result if result["asked"] == _asked(tier, config_of(TIERS[tier], run)) else None
+    return result if result["asked"] == _asked(tier, config_of(tier, run)) else None
 
 
-def run_arm(tier: str, run: Run, out: Path, ends_at: float) -> Result | None:
+def run_arm(tier: Tier, run: Run, out: Path, ends_at: float) -> Result | None:
     """Trains and asks one arm in this process, on one CPU thread or the GPU; None when the time is up."""
     if time.monotonic() >= ends_at:
         return None
-    cfg, folder = config_of(TIERS[tier], run), out / run.name
+    cfg, folder = config_of(tier, run), out / run.name
     torch.set_num_threads(1)
     turn_compiler_off()
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,15 +138,21 @@ def run_arm(tier: str, run: Run, out: Path, ends_at: float) -> Result | None:
 
 
 @cache
-def _prepare(tier: str, out: Path) -> tuple[WorldClips, WorldClips, Questions]:
+def _prepare(tier: Tier, out: Path) -> tuple[WorldClips, WorldClips, Questions]:
     """Clips are the same for all sizes and arms."""
-    asked = TIERS[tier]
-    cfg = config_of(asked, Run(next(iter(asked.sizes)), "self_flow", 0, asked.learning_rates[0]))
-    clips = prepare_clips([(asked.world, asked.clips)], cfg, out / "clips.npz", workers=1)
+    cfg = config_of(tier, Run(tier.sizes[0].name, SELF_FLOW, 0, tier.learning_rates[0]))
+    if tier.world is None:
+        from benchmarks.experiment.manifest_clips import (
+            clips_of_manifest,
+        )  # Ray, which a GPU machine may lack
+
+        clips, held_out = clips_of_manifest(str(tier.manifest), cfg, tier.held_out, out)
+        return clips, held_out, questions_of_clips(cfg, clips, held_out)
+    clips = prepare_clips([(tier.world, tier.clips)], cfg, out / "clips.npz", workers=1)
     held_out = prepare_clips(
-        [(asked.world, asked.held_out)], cfg, out / "held_out.npz", workers=1, first=HELD_OUT_SEED
+        [(tier.world, tier.held_out)], cfg, out / "held_out.npz", workers=1, first=HELD_OUT_SEED
     )
-    return clips, held_out, questions_of_world(asked.world, cfg, clips, held_out, asked.episodes)
+    return clips, held_out, questions_of_world(tier.world, cfg, clips, held_out, tier.episodes)
 
 
 def _curves(log: Path, cfg: RunConfig) -> Result:
@@ -165,11 +177,11 @@ def _curves(log: Path, cfg: RunConfig) -> Result:
     return {"curve": curve, "features": shown, "train_s": sum(row["step_s"] for row in steps)}
 
 
-def _asked(tier: str, cfg: RunConfig) -> str:
+def _asked(tier: Tier, cfg: RunConfig) -> str:
     """Of the config and of what was asked: results of another are not taken."""
-    asked = TIERS[tier]
-    what = [dump_config(cfg), asked.world, asked.clips, asked.held_out, asked.episodes]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    said = cfg.model_dump(mode="json", exclude_defaults=True)  # settings that came later change nothing
+    what = [said, tier.world or tier.manifest, tier.clips, tier.held_out, tier.episodes]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _keep(out: Path, result: Result) -> None:

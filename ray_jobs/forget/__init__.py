@@ -21,7 +21,7 @@ from ray_jobs.forget.traces import (
 )
 from ray_jobs.index import read_manifest
 from ray_jobs.plan import Plan
-from ray_jobs.run_folder import write_whole
+from ray_jobs.run_folder import BEST, write_whole
 from ray_jobs.tombstones import Targets, bury, read_tombstones
 from worldmodel.load_config import load_config
 
@@ -87,7 +87,7 @@ def _consumed_by(run: Path, targets: Targets) -> list[dict[str, Any]]:
     plan = Plan.load(run / "plan.parquet")
     samples = set(targets.rows(plan.table).tolist()) or set(plan.forgotten_ids.tolist())  # or of a first try
     found = []
-    for checkpoint in sorted(run.glob("checkpoints/step-*")):
+    for checkpoint in [*sorted(run.glob("checkpoints/step-*")), *run.glob(BEST)]:
         try:
             ledger = Ledger.from_files(checkpoint)
         except (JobError, OSError, ValueError):
@@ -96,7 +96,7 @@ def _consumed_by(run: Path, targets: Targets) -> list[dict[str, Any]]:
         if seen:
             found.append({"run": run.name, "checkpoint": str(checkpoint), "samples": sorted(seen)})
     exported = [path for path in (run / "export",) if path.is_dir() and found]
-    last = found[-1]["samples"] if found else []
+    last = max((one["samples"] for one in found), key=len, default=[])
     return found + [{"run": run.name, "export": str(path), "samples": last} for path in exported]
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from ray_jobs.errors import UserError
 from ray_jobs.plan import Plan
 from ray_jobs.rollout_rows import ROLLOUTS_FILE
-from ray_jobs.run_folder import write_whole
+from ray_jobs.run_folder import BEST, write_whole
 from ray_jobs.tombstones import Targets
 from worldmodel.reasons import FORGOTTEN
 
@@ -166,7 +166,8 @@ def ledgers_trace(run: Path) -> Trace:
     """Reasons in ledgers and accounts name the files of quarantined clips."""
 
     def files() -> list[Path]:
-        return [*run.glob("checkpoints/*/ledger-*.json"), *run.glob("accounting.json")]
+        ledgers = [*run.glob("checkpoints/*/ledger-*.json"), *run.glob(f"{BEST}/ledger-*.json")]
+        return [*ledgers, *run.glob("accounting.json")]
 
     def names(targets: Targets) -> set[str]:
         return {target.uri for target in targets.all if target.uri}

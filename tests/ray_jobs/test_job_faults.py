@@ -48,7 +48,14 @@ def config(storage: Path, name: str, clips: Path, **changes: dict[str, Any]) -> 
     values: dict[str, dict[str, Any]] = {
         "data": {"manifest": str(clips), "clip_s": 1.0, "batch_clips": 2, "held_out": 0.3},
         "model": {"depth": 2, "width": 64, "head_dim": 32},
-        "train": {"steps": STEPS, "checkpoint_every": EVERY, "evaluate_clips": 2, "precision": "fp32"},
+        "train": {
+            "steps": STEPS,
+            "checkpoint_every": EVERY,
+            "evaluate_every": 2 * EVERY,
+            "evaluate_clips": 2,
+            "precision": "fp32",
+            "keep_best": True,
+        },
         "rollout": {"prefix_s": 0.5, "seconds": 0.5, "steps": 2, "clips": 3, "actors": 1, "show": 2},
     }
     merged = {part: {**fields, **changes.get(part, {})} for part, fields in values.items()}
@@ -274,6 +281,21 @@ def test_a_finished_run_is_not_trained_again(whole, runs):
     assert (whole / "metrics.jsonl").read_bytes() == before
 
 
+def test_the_best_commit_is_kept_and_can_be_exported(whole, tmp_path):
+    done = CliRunner().invoke(app, ["export", str(whole), "--best", "--out", str(tmp_path / "best")])
+    assert done.exit_code == 0, done.output
+    about = json.loads((whole / "best" / "best.json").read_text())
+    step = int(about["commit"].split("-")[1])
+    (row,) = [row for row in evaluations(whole) if row["step"] == step]
+    assert about["held_out_error"] == row["eval_video"] + row["eval_audio"]
+    assert about["held_out_error"] == min(r["eval_video"] + r["eval_audio"] for r in evaluations(whole))
+
+
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "eval_video" in row]
+
+
 def test_rollouts_depend_on_their_seed_and_not_on_who_shares_the_actor(whole, runs, tmp_path):
     folder, rollout = RunFolder(runs.whole), runs.whole.rollout
     plan = Plan.load(folder.plan)
@@ -388,9 +410,17 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(whole, runs, clips, t
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk with space for one commit and a half."""
-    place = tmp_path / "disk"
+    yield from mounted(tmp_path / "disk", "9m")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    yield from mounted(tmp_path / "disk", "256m")
+
+
+def mounted(place: Path, size: str) -> Iterator[Path]:
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "none", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
@@ -423,3 +453,29 @@ def test_a_full_disk_ends_the_job_in_words_keeps_the_commits_and_the_same_comman
     assert (trained.status, trained.step) == ("finished", 12)
     assert sorted(steps_of(run).values())[-1] == list(range(4, 12))
     assert_books_close(cfg, step=12)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_storage_that_fails_while_a_commit_is_written_ends_the_job_in_words_and_keeps_the_commits(
+    cluster, clips, disk
+):
+    cfg = config(disk, "failing", clips, train={"steps": 400, "checkpoint_every": 4, "evaluate_clips": 0})
+    run = disk / "failing"
+
+    def fail_once(stage: str, info: dict[str, Any]) -> None:
+        if stage == "train" and not failed and last_commit(run):
+            failed.append(True)
+            # Files that are open for writing would keep it writable: what fails is the next one.
+            mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "none", str(run / "checkpoints")]
+            subprocess.run(mount, check=True)
+
+    failed: list[bool] = []
+    with pytest.raises(
+        JobError, match=r"failing: the storage failed \(Read-only file system\); mend it and start"
+    ):
+        run_training(cfg, command="pytest", progress=fail_once)
+    subprocess.run(["umount", str(run / "checkpoints")], check=True)
+    commit = last_commit(run)
+    assert commit is not None
+    assert CheckpointReader(commit).ema_weights()
+    Ledger.from_files(commit).check(Plan.load(RunFolder(cfg).plan))

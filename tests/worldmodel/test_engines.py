@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from tests.worldmodel.zero_ranks import COMMIT_AT, STEPS, parity_config
 from worldmodel.train.checkpoint import (
     CheckpointMismatch,
     CheckpointReader,
+    Snapshot,
     load_checkpoint,
     shard_name,
     write_checkpoint,
@@ -179,6 +181,41 @@ def test_a_checkpoint_resliced_from_one_to_two_and_back_keeps_every_byte(both, t
     for name, tensor in before.items():
         assert tensor.numpy().tobytes() == after[name].numpy().tobytes(), name
     assert any(name.startswith("exp_avg_sq/head.") and tensor.any() for name, tensor in before.items())
+
+
+def test_a_snapshot_is_of_the_moment_whatever_training_does_while_it_is_written(tmp_path):
+    cfg = parity_config()
+    layout = tiny_layout(cfg)
+    engine = PlainEngine(cfg, layout)
+
+    def train_until(step: int) -> None:
+        calls, hooks = iter(range(step + 1)), Hooks(commit=lambda step: None)
+        train(
+            engine,
+            stream_of(layout),
+            cfg,
+            layout,
+            start_step=step - 1,
+            hooks=dataclasses.replace(hooks, should_stop=lambda: next(calls) == 1),
+        )
+
+    train_until(1)
+    write_checkpoint(make(tmp_path / "expected"), engine, 1, {})
+    snapshot = Snapshot.of(engine)
+    train_until(2)
+    snapshot.write(make(tmp_path / "late"), 1, {})
+    moved = make(tmp_path / "moved")
+    snapshot.take(engine).write(moved, 2, {})  # the same memory again
+    files = [sorted(file.name for file in folder.iterdir()) for folder in (tmp_path / "expected", moved)]
+    assert files[0] == files[1]
+    for name in files[0]:
+        assert (tmp_path / "late" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes(), name
+        assert (moved / name).read_bytes() != (tmp_path / "expected" / name).read_bytes(), name
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_two_ranks_go_on_in_bf16_from_the_checkpoint_of_one(both):

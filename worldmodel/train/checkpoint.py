@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +41,63 @@ def content_hash(path: Path) -> str:
 
 def write_checkpoint(folder: Path, engine: Engine, step: int, description: dict[str, Any]) -> None:
     """Writes this rank's shard; rank 0 also writes model.json. OSError when the disk is full."""
-    shards = engine.shards()
-    tensors = {
-        f"{kind}/{name}": part.cpu().contiguous()
-        for name, shard in shards.items()
-        for kind, part in shard.parts.items()
-    }
-    shard = folder / shard_name(engine.rank, engine.world_size)
-    save_file(tensors, str(shard))
-    shard.with_suffix(HASH).write_text(content_hash(shard))
-    if engine.rank == 0:
-        model = {
-            "step": step,
-            "world_size": engine.world_size,
-            "shapes": {name: list(shard.shape) for name, shard in shards.items()},
-            **description,
+    Snapshot.of(engine).write(folder, step, description)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """This rank's shards on the host, by kind/parameter, to be written while training goes on."""
+
+    rank: int
+    world_size: int
+    shapes: dict[str, tuple[int, ...]]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, engine: Engine) -> Snapshot:
+        """Memory that `take` fills again and again; on the CPU it is page-locked for a GPU's sake."""
+        shards = engine.shards()
+        on_gpu = engine.device.type == "cuda"
+        tensors = {
+            f"{kind}/{name}": torch.empty(part.shape, dtype=part.dtype, pin_memory=on_gpu)
+            for name, shard in shards.items()
+            for kind, part in shard.parts.items()
         }
-        (folder / MODEL_FILE).write_text(json.dumps(model, indent=1))
+        shapes = {name: shard.shape for name, shard in shards.items()}
+        return cls(engine.rank, engine.world_size, shapes, tensors).take(engine)
+
+    @torch.no_grad()
+    def take(self, engine: Engine) -> Snapshot:
+        """Copies the engine's shards; when it returns the engine may change them."""
+        parts = [part for shard in engine.shards().values() for part in shard.parts.values()]
+        torch._foreach_copy_(list(self.tensors.values()), parts, non_blocking=True)  # pyright: ignore
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize(engine.device)
+        return self
+
+    def write(self, folder: Path, step: int, description: dict[str, Any]) -> None:
+        """The shard and its hash; rank 0 also writes model.json. On the disk when it returns, not on its way
+        there. OSError when there is no space."""
+        shard = folder / shard_name(self.rank, self.world_size)
+        save_file(self.tensors, str(shard))
+        written = shard.with_suffix(HASH)
+        written.write_text(content_hash(shard))
+        files = [shard, written]
+        if self.rank == 0:
+            about = {"step": step, "world_size": self.world_size, "shapes": self.shapes, **description}
+            files.append(folder / MODEL_FILE)
+            files[-1].write_text(json.dumps(about, indent=1))
+        for file in files:
+            flush_to_disk(file)
+
+
+def flush_to_disk(file: Path) -> None:
+    """OSError where a delayed write failed after all."""
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_model_file(folder: Path) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def train(
     committed = (
         start_step or -1
     )  # what is already stored is not stored twice: its folder would be overwritten
-    clips_seen = clips_bad = 0.0
+    clips_seen = clips_bad = commit_s = 0.0
     for step in range(start_step, cfg.train.steps):
         began = time.perf_counter()
         batches = next(stream)
@@ -121,6 +121,8 @@ def train(
         signals.step_s = time.perf_counter() - began
         previous, previous_counts = signals, total.counts()
         previous_row = {"step": step, "grad_norm": norm, "learning_rate": rate}
+        if commit_s:  # that training waited before this step
+            previous_row["commit_s"], commit_s = commit_s, 0.0
         done = step + 1
         commit_now = done % cfg.train.checkpoint_every == 0 or done == cfg.train.steps
         if (
@@ -132,8 +134,9 @@ def train(
         if hooks.evaluation and (done % cfg.train.evaluate_every == 0 or done == cfg.train.steps):
             hooks.on_row({"step": done, **evaluate(engine, hooks.evaluation(), cfg, layout)})
         if commit_now:
+            began = time.perf_counter()
             hooks.commit(done)
-            committed = done
+            committed, commit_s = done, time.perf_counter() - began
     return Outcome("finished", cfg.train.steps)
 
 

@@ -1,0 +1,203 @@
+"""The page of the experiment: what may be said, tables with intervals, curves, differences, probes."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.experiment.arms import ARMS, PLAIN, SELF_FLOW, Tier
+from benchmarks.experiment.readouts import BINS
+from benchmarks.experiment.summary import METRICS, PROBED_T, compared, statements, student_layer
+
+Result = dict[str, Any]
+COLORS = dict(
+    zip(
+        ARMS,
+        ("#5b6470", "#2f6fdb", "#e08a1e", "#9aa3ad", "#2f9e6e", "#b455c8", "#c4504b", "#4bb3c4", "#a68a64"),
+        strict=True,
+    )
+)
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }
+table { border-collapse: collapse; font-size: 13px; margin: 1em 0 }
+td, th { padding: .25em .6em; border-bottom: 1px solid #dde2e8; text-align: right }
+td:first-child, th:first-child { text-align: left }
+.yes { font-weight: 600 } img { max-width: 100% } .wide { overflow-x: auto }
+"""
+TITLE = "Self-Flow against its rivals"
+
+
+def figures(tier: Tier, results: list[Result], summary: dict[str, Any]) -> dict[str, bytes]:
+    """PNG files by name."""
+    drawn = {
+        "curves.png": _curves(tier, results, summary),
+        "differences.png": _differences(summary),
+        "by_noise.png": _by_noise(results, summary),
+    }
+    if any("probes" in result for result in results):
+        drawn["probes.png"] = _probes(tier, results, summary)
+    return {name: _png(figure) for name, figure in drawn.items()}
+
+
+def page(
+    tier: Tier, results: list[Result], summary: dict[str, Any], pictures: dict[str, bytes], facts: list[str]
+) -> str:
+    """One self-contained HTML file."""
+    said = "".join(f"<li>{html.escape(line)}</li>" for line in statements(tier, results))
+    tables = "".join(f"<h2>{html.escape(size)}</h2>{_table(arms)}" for size, arms in summary.items())
+    images = "".join(
+        f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        for name, png in pictures.items()
+    )
+    about = "".join(f"<li>{html.escape(fact)}</li>" for fact in facts)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{TITLE}</title><style>{STYLE}</style>"
+        f"<h1>{TITLE}</h1><ul>{about}</ul><h2>What may be said</h2><ul>{said}</ul>{images}"
+        f"{tables}</html>"
+    )
+
+
+def _table(arms: dict[str, Any]) -> str:
+    """Means over seeds, and the paired difference to flow matching: bold where its interval excludes 0."""
+    head = "".join(f"<th>{html.escape(metric.title)}</th>" for metric in METRICS.values())
+    rows = []
+    for arm in arms.values():
+        cells = "".join(_cell(arm["metrics"][name]) for name in METRICS)
+        reached = ", ".join(
+            "never" if x is None else f"{x:.2f}" for x in arm["reaches_plain"]["flops_over_plain"]
+        )
+        rows.append(
+            f"<tr><td>{html.escape(arm['title'])}</td><td>{arm['n']}</td>{cells}<td>{reached}</td></tr>"
+        )
+    return (
+        f"<div class=wide><table><tr><th>arm</th><th>seeds</th>{head}"
+        f"<th>FLOPs to flow matching's end, over its own</th></tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _cell(metric: dict[str, Any]) -> str:
+    if metric["mean"] is None:
+        return "<td></td>"
+    text, difference = f"{metric['mean']:.4g}", metric["minus_plain"]
+    if difference is None or difference["low"] is None:
+        return f"<td>{text}</td>"
+    excludes = difference["low"] > 0 or difference["high"] < 0
+    numbers = f"{difference['mean']:+.3g} [{difference['low']:+.3g}, {difference['high']:+.3g}]"
+    return f"<td>{text}<br><span class={'yes' if excludes else 'no'}>{numbers}</span></td>"
+
+
+def _curves(tier: Tier, results: list[Result], summary: dict[str, Any]) -> Figure:
+    """Held-out loss against steps and against FLOPs; thin lines are seeds."""
+    figure = Figure(figsize=(4.4 * len(summary), 7), layout="constrained")
+    axes = figure.subplots(2, len(summary), squeeze=False)
+    for column, size in enumerate(summary):
+        for arm in summary[size]:
+            runs = list(compared(results, size, arm).values())
+            for row in range(2):
+                per_step = 1.0 if row == 0 else runs[0]["flops_per_step"] / 1e12
+                for number, run in enumerate(runs):
+                    steps, losses = zip(*run["curve"], strict=True)
+                    axes[row, column].plot(
+                        [step * per_step for step in steps],
+                        losses,
+                        color=COLORS[arm],
+                        linewidth=1.6 if arm in (PLAIN, SELF_FLOW) else 0.9,
+                        alpha=0.9,
+                        label=ARMS[arm].title if number == 0 else None,
+                    )
+        last = [run["curve"][-1][1] for run in results if run["size"] == size]
+        for row, label in enumerate(("steps", "TFLOP")):
+            axes[row, column].set_xlabel(label)
+            axes[row, column].set_ylim(0.98 * min(last), 1.6 * max(last))
+            axes[row, column].grid(alpha=0.25)
+        axes[0, column].set_title(size)
+    axes[0, 0].set_ylabel("held-out loss")
+    axes[1, 0].set_ylabel("held-out loss")
+    axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+def _differences(summary: dict[str, Any]) -> Figure:
+    """Paired differences to plain flow matching in percent of its mean at the smallest size."""
+    arms = next(iter(summary.values()))
+    names = [arm for arm in arms if arm != PLAIN]
+    shown = [name for name in METRICS if arms[PLAIN]["metrics"][name]["mean"]]
+    figure = Figure(figsize=(3.0 * min(4, len(shown)) + 2, 2.6 * -(-len(shown) // 4)), layout="constrained")
+    axes = figure.subplots(-(-len(shown) // 4), min(4, len(shown)), squeeze=False, sharey=True)
+    for index, name in enumerate(shown):
+        axis, metric = axes[index // 4, index % 4], METRICS[name]
+        scale = 100 / abs(arms[PLAIN]["metrics"][name]["mean"]) * (-1 if metric.lower_is_better else 1)
+        for y, arm in enumerate(names):
+            difference = arms[arm]["metrics"][name]["minus_plain"]
+            if difference is None:
+                continue
+            axis.plot(scale * difference["mean"], y, "o", color=COLORS[arm], markersize=5)
+            if difference["low"] is not None:
+                axis.plot([scale * difference["low"], scale * difference["high"]], [y, y], color=COLORS[arm])
+        axis.axvline(0, color="#888", linewidth=0.8)
+        axis.set_title(metric.title, fontsize=8)
+        axis.set_yticks(range(len(names)), [ARMS[arm].title for arm in names], fontsize=7)
+        axis.tick_params(axis="x", labelsize=7)
+    for index in range(len(shown), axes.size):
+        axes.flat[index].set_visible(False)
+    figure.supxlabel("better than flow matching by, % of its mean (95 % interval over seeds)", fontsize=8)
+    return figure
+
+
+def _by_noise(results: list[Result], summary: dict[str, Any]) -> Figure:
+    """Error of Self-Flow over plain flow matching's of the same seed, by noise level."""
+    figure = Figure(figsize=(4.4 * len(summary), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(summary), squeeze=False)
+    for axis, size in zip(axes[0], summary, strict=True):
+        ours, plain = compared(results, size, SELF_FLOW), compared(results, size, PLAIN)
+        for modality, color in (("video", "#2f6fdb"), ("audio", "#e08a1e")):
+            for number, seed in enumerate(sorted(ours.keys() & plain.keys())):
+                pairs = zip(
+                    ours[seed]["error_by_t"][modality], plain[seed]["error_by_t"][modality], strict=True
+                )
+                label = {"video": "picture", "audio": "sound"}[modality] if number == 0 else None
+                axis.plot(BINS, [a / b for a, b in pairs], color=color, alpha=0.8, label=label)
+        axis.axhline(1, color="#888", linewidth=0.8)
+        axis.set_title(size)
+        axis.set_xlabel("noise level t of every token")
+    axes[0, 0].set_ylabel("error, Self-Flow / flow matching")
+    axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+def _probes(tier: Tier, results: list[Result], summary: dict[str, Any]) -> Figure:
+    """Scores of linear probes by layer, means over seeds, of the smallest size."""
+    size = next(iter(summary))
+    factors = list(results[0]["probes"])
+    figure = Figure(figsize=(3.2 * len(factors), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(factors), squeeze=False)
+    for axis, factor in zip(axes[0], factors, strict=True):
+        for arm in summary[size]:
+            scores = [run["probes"][factor][PROBED_T] for run in compared(results, size, arm).values()]
+            means = [sum(layer) / len(layer) for layer in zip(*scores, strict=True)]
+            wide = 1.8 if arm in (PLAIN, SELF_FLOW) else 1.0
+            axis.plot(
+                range(len(means)),
+                means,
+                "o-",
+                color=COLORS[arm],
+                linewidth=wide,
+                markersize=3,
+                label=ARMS[arm].title,
+            )
+        axis.axvline(student_layer(tier, size), color="#888", linewidth=0.8, linestyle=":")
+        axis.set_title(f"{factor} at t={PROBED_T}", fontsize=9)
+        axis.set_xlabel("layer (0: noisy latents)")
+    axes[0, 0].set_ylabel("R² or balanced accuracy")
+    axes[0, -1].legend(fontsize=6)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    return out.getvalue()

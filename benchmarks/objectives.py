@@ -1,0 +1,87 @@
+"""Self-Flow and its rivals on one world: held-out losses, probes, rollouts; paired by seed, with intervals.
+
+Arms, sizes and seeds are in benchmarks/experiment/arms.py; all arms of a seed share data, their order, noise,
+initial weights and the learning rate that was best for plain flow matching. Finished runs are filed with the
+result, so the same command on another machine goes on; `--minutes` stops in time and files what there is.
+`--manifest FOLDER` compares them on clips of one's own, of which no truth is known.
+
+Prediction: at a million parameters and 1000 steps no arm beats flow matching at equal FLOPs in held-out loss
+(public twins of this size were neutral or slightly worse); Self-Flow's probes at the student's layer are
+above flow matching's; shuffled targets are worse than none.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray_jobs.bench import Measured
+from ray_jobs.runtime_env import ROOT
+
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from benchmarks.experiment.arms import CPU, SMOKE, Tier, config_of, planned_runs, tuning_runs
+from benchmarks.experiment.page import figures, page
+from benchmarks.experiment.run_arms import best_learning_rate, run_experiment
+from benchmarks.experiment.summary import statements, summarise
+from worldmodel.load_config import dump_config
+
+RUNS = "runs.jsonl"
+WORKERS = 2
+
+
+def run(smoke: bool, *, minutes: float = float("inf"), manifest: str | None = None) -> Measured:
+    tier = SMOKE if smoke else CPU
+    if manifest:
+        tier = replace(tier, world=None, manifest=str(Path(manifest).resolve()))
+    out = (
+        ROOT / "runs" / ("objectives-smoke" if smoke else "objectives" if not manifest else "objectives-own")
+    )
+    log: list[str] = []
+
+    def say(line: str) -> None:
+        log.append(line)
+        print(line, file=sys.stderr, flush=True)
+
+    results = run_experiment(tier, out, minutes=minutes, workers=WORKERS, say=say, known=filed_runs())
+    return measured(tier, results, log)
+
+
+def measured(tier: Tier, results: list[dict[str, Any]], log: list[str]) -> Measured:
+    """What is said of the runs that there are, and a page of it."""
+    tuned = [r for r in results if r["seed"] >= 100]
+    rate = best_learning_rate(tier, tuned)
+    planned = [*tuning_runs(tier), *planned_runs(tier, rate)]
+    summary = summarise(tier, results)
+    pictures = figures(tier, results, summary)
+    rates = ", ".join(f"{r:g}" for r in sorted(tier.learning_rates))
+    facts = [
+        f"{len(results)} of {len(planned)} runs are done; {tier.world or tier.manifest}, {tier.steps} steps",
+        f"learning rate {rate:g}, the best of {rates} for flow matching",
+        "differences are paired by seed; intervals are Student's t, 95 %",
+    ]
+    claims = statements(tier, results)
+    lines = "".join(json.dumps(result, sort_keys=True) + "\n" for result in results)
+    first = next(iter(planned_runs(tier, rate)))
+    return Measured(
+        figures={"arms": summary, "runs": len(results), "planned": len(planned), "statements": claims},
+        raw={"learning_rate": rate, "tuning": {str(r["learning_rate"]): r["loss"] for r in tuned}},
+        n=len(tier.seeds),
+        config=dump_config(config_of(tier, first)),
+        log="\n".join([*log, *claims]) + "\n",
+        files={
+            **pictures,
+            "page.html": page(tier, results, summary, pictures, facts).encode(),
+            RUNS: lines.encode(),
+        },
+    )
+
+
+def filed_runs() -> list[dict[str, Any]]:
+    """Of the last result that was filed."""
+    folders = sorted((ROOT / "benchmarks" / "results").glob(f"*_objectives/{RUNS}"))
+    return [json.loads(line) for line in folders[-1].read_text("utf-8").splitlines()] if folders else []
