@@ -135,12 +135,12 @@ GPU = Tier(
 )
 SMOKE = Tier(
     config=CPU.config,
-    overrides=CPU.overrides,
+    overrides=(*CPU.overrides, "rollout.steps=2", "rollout.sound_lag=0"),
     world=CPU.world,
-    clips=32,
-    held_out=16,
+    clips=16,
+    held_out=8,
     curve_clips=8,
-    episodes=12,
+    episodes=9,
     steps=4,
     seeds=(0, 1),
     learning_rates=(2e-3,),

@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from multiprocessing import get_context
@@ -112,8 +113,12 @@ def prepare_clips(
         for start in range(first, first + count, CLIPS_A_TASK)
     ]
     began, parts = time.monotonic(), []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for done, part in enumerate(pool.map(partial(_make, cfg), tasks), start=1):
+    with ExitStack() as stack:
+        run = map  # in this process
+        if workers > 1:
+            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            run = stack.enter_context(pool).map
+        for done, part in enumerate(run(partial(_make, cfg), tasks), start=1):
             parts.append(part)
             if done % 16 == 0 or done == len(tasks):
                 say({"clips": done * CLIPS_A_TASK, "seconds": round(time.monotonic() - began, 1)})

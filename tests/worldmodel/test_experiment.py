@@ -1,0 +1,169 @@
+"""The experiment on objectives: its arms share what they must, its measures measure, its statements need
+intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.experiment.arms import (
+    ARMS,
+    CPU,
+    GPU,
+    PLAIN,
+    SELF_FLOW,
+    SMOKE,
+    Run,
+    Size,
+    config_of,
+    flops_of_step,
+    layout_of,
+    planned_runs,
+)
+from benchmarks.experiment.frechet import Space, frechet_distance
+from benchmarks.experiment.page import figures, page
+from benchmarks.experiment.paired import interval, paired
+from benchmarks.experiment.probes import SILENT, factors_of, probe
+from benchmarks.experiment.run_arms import finished, run_arm, run_experiment
+from benchmarks.experiment.summary import first_below, said, statements, summarise
+from worldmodel.train.engine import build_student
+from worldmodel.worlds.catalog import make_episode, world_settings
+from worldmodel.worlds.sound import MATERIALS
+
+
+def config(arm: str, seed: int = 0):
+    return config_of(SMOKE, Run("0.1M", arm, seed, 2e-3))
+
+
+def test_arms_differ_in_their_objective_alone_and_begin_with_the_same_weights():
+    plain = config(PLAIN)
+    first = build_student(plain, layout_of(plain)).transformer.state_dict()
+    for arm in ARMS:
+        cfg = config(arm)
+        changed = {part for part in type(cfg).model_fields if getattr(cfg, part) != getattr(plain, part)}
+        assert changed <= ({"objective", "train"} if ARMS[arm].equal_flops else {"objective"}), arm
+        mine = build_student(cfg, layout_of(cfg)).transformer.state_dict()
+        assert all(torch.equal(mine[name], weight) for name, weight in first.items()), arm
+    other = build_student(config(PLAIN, 1), layout_of(plain)).transformer.state_dict()
+    assert not all(torch.equal(other[name], weight) for name, weight in first.items())
+
+
+@pytest.mark.parametrize("tier", [CPU, GPU])
+def test_flow_matching_with_more_steps_costs_what_self_flow_costs(tier):
+    plain, more, ours = (
+        config_of(tier, Run(tier.sizes[0].name, arm, 0, 2e-3))
+        for arm in (PLAIN, "flow_matching_flops", SELF_FLOW)
+    )
+    assert more.train.steps > 1.1 * plain.train.steps
+    costs = [cfg.train.steps * flops_of_step(cfg) for cfg in (more, ours)]
+    assert costs[0] == pytest.approx(costs[1], rel=2e-3)
+
+
+def test_every_planned_arm_has_three_seeds_at_three_sizes():
+    runs = list(planned_runs(CPU, 2e-3))
+    assert {run.arm for run in runs} == set(ARMS)
+    for size in CPU.sizes:
+        for arm in size.arms:
+            assert len({run.seed for run in runs if (run.size, run.arm) == (size.name, arm)}) >= 3
+    assert len(CPU.sizes) >= 3
+
+
+def test_a_paired_interval_is_students_over_seeds_that_both_have():
+    found = paired({0: 1.0, 1: 2.0, 2: 4.0, 7: 9.0}, {0: 0.5, 1: 1.0, 2: 2.0, 3: 0.0})
+    assert found is not None
+    assert found.n == 3
+    assert found.mean == pytest.approx(7 / 6)
+    half = 4.303 * np.std([0.5, 1.0, 2.0], ddof=1) / math.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((7 / 6 - half, 7 / 6 + half))
+    assert paired({0: 1.0}, {1: 1.0}) is None
+    assert paired({0: math.nan, 1: 1.0}, {0: 1.0, 1: 1.0}) == interval([0.0])
+
+
+def test_nothing_is_claimed_of_one_seed_or_of_an_interval_that_holds_zero():
+    assert "no claim" in said(interval([-1.0]), lower_is_better=True)
+    assert said(interval([-1.0, 1.0, 0.5]), lower_is_better=True).endswith("no difference shown")
+    assert said(interval([-1.0, -1.1, -0.9]), lower_is_better=True).endswith("better")
+    assert said(interval([-1.0, -1.1, -0.9]), lower_is_better=False).endswith("worse")
+
+
+def test_the_step_at_which_a_curve_first_is_below_a_value_lies_between_its_points():
+    curve = [[10, 4.0], [20, 2.0], [30, 1.0], [40, 1.5]]
+    assert first_below(curve, 3.0) == 15
+    assert first_below(curve, 1.25) == 27.5
+    assert first_below(curve, 9.0) == 10
+    assert first_below(curve, 0.5) is None
+
+
+def test_frechet_distances_are_those_of_known_gaussians():
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal((20_000, 3))
+    assert frechet_distance(samples, samples) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(samples, samples + np.array([2.0, 0.0, 0.0])) == pytest.approx(4.0, rel=1e-6)
+    assert frechet_distance(samples, 2 * samples) == pytest.approx(3.0, rel=0.05)  # (1 - 2)^2 an axis
+    space = Space.of(samples * [10.0, 1.0, 0.1], axes=1)
+    assert abs(space.axes_FA[0, 0]) == pytest.approx(1.0, abs=1e-3)  # the axis of largest variance
+
+
+def test_a_probe_reads_what_is_linear_in_features_and_nothing_from_noise():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((900, 40))
+    numbers, classes = x[:, :2] @ rng.standard_normal((2, 2)), (x[:, 3] > 0).astype(int)
+    noise = rng.standard_normal((900, 40))
+    for known, chance in ((numbers, 0.0), (classes, 0.5)):
+        assert probe(x[:600], known[:600], x[600:], known[600:]) > 0.9
+        assert probe(noise[:600], known[:600], noise[600:], known[600:]) < chance + 0.12
+
+
+def test_factors_are_those_of_each_chunk():
+    cfg = config(PLAIN)
+    truths = [
+        make_episode(world_settings("bounce"), seed=s, duration_s=cfg.data.clip_s).truth for s in range(6)
+    ]
+    found = factors_of(truths, cfg)
+    rows = cfg.num_chunks
+    assert len(found.position) == len(found.sounded) == 6 * rows
+    first = truths[0].positions_TK2[: cfg.model.chunk_frames]
+    assert found.position[0] == pytest.approx(first.mean((0, 1)))
+    for i, truth in enumerate(truths):
+        for chunk in range(rows):
+            inside = [c for c in truth.contacts if int(c.time_s / cfg.chunk_s) == chunk]
+            if not inside:
+                assert found.sounded[i * rows + chunk] == SILENT
+            else:
+                loudest = max(inside, key=lambda c: c.impulse)
+                assert list(MATERIALS)[found.sounded[i * rows + chunk]] == truth.materials[loudest.body]
+
+
+@pytest.mark.slow
+def test_runs_are_trained_once_asked_and_shown_and_another_config_is_another_run(tmp_path):
+    tier = replace(
+        SMOKE,
+        seeds=(0,),
+        steps=2,
+        sizes=(Size("tiny", SMOKE.sizes[0].overrides, (PLAIN, SELF_FLOW)),),
+    )
+    assert (
+        run_experiment(tier, tmp_path, minutes=0, workers=1, say=print) == []
+    )  # no time: nothing is trained
+    runs = list(planned_runs(tier, 2e-3))
+    results = [run_arm(tier, run, tmp_path, math.inf) for run in runs]
+    assert [finished(tier, run, tmp_path) for run in runs] == json.loads(json.dumps(results))
+    assert finished(replace(tier, steps=3), runs[0], tmp_path) is None
+    assert run_experiment(tier, tmp_path, minutes=math.inf, workers=1, say=print) == json.loads(
+        json.dumps(results)
+    )
+    summary = summarise(tier, json.loads(json.dumps(results)))
+    ours = summary["tiny"][SELF_FLOW]
+    assert ours["metrics"]["loss"]["mean"] == results[1]["loss"]
+    assert ours["metrics"]["loss"]["minus_plain"]["mean"] == pytest.approx(
+        results[1]["loss"] - results[0]["loss"]
+    )
+    assert all("no claim" in line for line in statements(tier, results))
+    drawn = figures(tier, results, summary)
+    assert all(png.startswith(b"\x89PNG") for png in drawn.values())
+    assert "Self-Flow against its rivals" in page(tier, results, summary, drawn, ["a fact"])
