@@ -6,10 +6,10 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from avtok.load import codec_folder
 from ray_jobs.errors import UserError
+from ray_jobs.model_card import card_facts
 from ray_jobs.run_folder import BEST, last_commit
 from ray_jobs.train_worker import layout_of
 from worldmodel.config import RunConfig
@@ -34,7 +34,7 @@ def export_run(run: Path, out: Path, *, best: bool = False) -> Path:
         reader = CheckpointReader(commit)
     except CheckpointMismatch as error:
         raise UserError(str(error)) from None
-    facts: dict[str, Any] = {"steps": reader.model["step"], "seed": cfg.seed, "objective": cfg.objective.rep}
+    facts = card_facts(run, cfg, int(reader.model["step"]))
     save_model(out, reader.ema_weights(), layout_of(cfg), cfg, facts)
     _copy_codecs(cfg, out)
     return out

@@ -14,6 +14,7 @@ from ray_jobs.rollout_rows import UNTRAINED
 from ray_jobs.run_folder import RunFolder, write_whole
 from ray_jobs.train import TrainResult, run_training
 from worldmodel.config import RunConfig
+from worldmodel.export import add_facts, check_facts
 
 REQUEST_FILE = "request.json"  # written last, beside complete rollouts
 Say = Callable[[str, dict[str, Any]], None]
@@ -67,7 +68,8 @@ def _continue_held_out(cfg: RunConfig, run: Path, say: Say) -> None:
         write_whole(folder.rollouts / REQUEST_FILE, json.dumps(request))
     write_picture(folder.rollouts, run / "continued.png")
     say("check", {})
-    check_rollouts(folder.rollouts, truth=_truth_beside(cfg), out=run / "checks.json", seed=cfg.seed)
+    checks = check_rollouts(folder.rollouts, truth=_truth_beside(cfg), out=run / "checks.json", seed=cfg.seed)
+    add_facts(folder.export, cfg, check_facts(checks))
 
 
 def _truth_beside(cfg: RunConfig) -> str | None:

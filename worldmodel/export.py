@@ -71,10 +71,9 @@ def check_facts(result: dict[str, Any]) -> dict[str, str]:
             continue
         beside = {"truth": check.get("floor"), **(check.get("baselines") or {})}
         said = ", ".join(f"{key.replace('_', ' ')} {v:.3g}" for key, v in beside.items() if v is not None)
-        facts[name.replace("_", " ")] = (
-            f"{check['value']:.3g} {check.get('unit', '')} "
-            f"({check['ci_low']:.3g} to {check['ci_high']:.3g}; {said})"
-        )
+        low, high = check.get("ci_low"), check.get("ci_high")
+        interval = "" if low is None or high is None else f"{low:.3g} to {high:.3g}; "
+        facts[name.replace("_", " ")] = f"{check['value']:.3g} {check.get('unit', '')} ({interval}{said})"
     return facts
 
 

@@ -281,6 +281,22 @@ def test_a_finished_run_is_not_trained_again(whole, runs):
     assert (whole / "metrics.jsonl").read_bytes() == before
 
 
+def test_the_models_card_says_what_it_was_trained_on_and_how_good_it_is(whole):
+    card = (whole / "export" / "README.md").read_text()
+    accounting = json.loads((whole / "accounting.json").read_text())
+    last = evaluations(whole)[-1]
+    for fact in (
+        f"| steps | {STEPS} |",
+        "| objective | Self-Flow (EMA teacher) |",
+        f"{accounting['consumed']} of {accounting['planned']} clips, 1 could not be used, ",
+        f"picture {last['eval_video']:.4g}, sound {last['eval_audio']:.4g} after {STEPS} steps",
+        "minutes on 2 workers",
+        "deepspeed ",
+        "| freeze | ",
+    ):
+        assert fact in card, card
+
+
 def test_the_best_commit_is_kept_and_can_be_exported(whole, tmp_path):
     done = CliRunner().invoke(app, ["export", str(whole), "--best", "--out", str(tmp_path / "best")])
     assert done.exit_code == 0, done.output
