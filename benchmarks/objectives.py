@@ -24,9 +24,9 @@ from ray_jobs.runtime_env import ROOT
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks.experiment.arms import CPU, SMOKE, Tier, config_of, planned_runs, tuning_runs
+from benchmarks.experiment.arms import CPU, SMOKE, TUNING_SEED, Tier, compared_runs, config_of, num_runs
 from benchmarks.experiment.page import figures, page
-from benchmarks.experiment.run_arms import best_learning_rate, run_experiment
+from benchmarks.experiment.run_arms import run_experiment
 from benchmarks.experiment.summary import statements, summarise
 from worldmodel.load_config import dump_config
 
@@ -53,23 +53,24 @@ def run(smoke: bool, *, minutes: float = float("inf"), manifest: str | None = No
 
 def measured(tier: Tier, results: list[dict[str, Any]], log: list[str]) -> Measured:
     """What is said of the runs that there are, and a page of it."""
-    tuned = [r for r in results if r["seed"] >= 100]
-    rate = best_learning_rate(tier, tuned)
-    planned = [*tuning_runs(tier), *planned_runs(tier, rate)]
+    tuned = [r for r in results if r["seed"] == TUNING_SEED]
+    planned = num_runs(tier)
+    rates = sorted({(r["size"], r["learning_rate"]) for r in results if r["seed"] != TUNING_SEED})
     summary = summarise(tier, results)
     pictures = figures(tier, results, summary)
-    rates = ", ".join(f"{r:g}" for r in sorted(tier.learning_rates))
+    among = ", ".join(f"{r:g}" for r in sorted(tier.learning_rates))
+    chosen = ", ".join(f"{rate:g} at {size}" for size, rate in rates)
     facts = [
-        f"{len(results)} of {len(planned)} runs are done; {tier.world or tier.manifest}, {tier.steps} steps",
-        f"learning rate {rate:g}, the best of {rates} for flow matching",
+        f"{len(results)} of {planned} runs are done; {tier.world or tier.manifest}, {tier.steps} steps",
+        f"learning rates {chosen}: the best of {among} for flow matching at that size",
         "differences are paired by seed; intervals are Student's t, 95 %",
     ]
     claims = statements(tier, results)
     lines = "".join(json.dumps(result, sort_keys=True) + "\n" for result in results)
-    first = next(iter(planned_runs(tier, rate)))
+    first = compared_runs(tier, tier.sizes[0], rates[0][1] if rates else tier.learning_rates[0])[0]
     return Measured(
-        figures={"arms": summary, "runs": len(results), "planned": len(planned), "statements": claims},
-        raw={"learning_rate": rate, "tuning": {str(r["learning_rate"]): r["loss"] for r in tuned}},
+        figures={"arms": summary, "runs": len(results), "planned": planned, "statements": claims},
+        raw={"tuning": [[r["size"], r["learning_rate"], r["loss"]] for r in tuned]},
         n=len(tier.seeds),
         config=dump_config(config_of(tier, first)),
         log="\n".join([*log, *claims]) + "\n",

@@ -7,7 +7,6 @@ plain flow matching.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +47,16 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Size:
-    """One model size, the arms that are compared at it, and how many times the tier's steps it gets."""
+    """One model size, the arms that are compared at it, and how many times the tier's steps it gets.
+
+    tuned_as: the size whose learning rate it takes; its own choice without.
+    """
 
     name: str
     overrides: tuple[str, ...]
     arms: tuple[str, ...]
     longer: int = 1
+    tuned_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ CPU = Tier(
         Size("0.7M", _model(4, 64, 32), tuple(ARMS)),
         Size("2M", _model(6, 96, 48), _MAIN),
         Size("3.4M", _model(6, 128, 32), _MAIN),
-        Size("0.7M-long", _model(4, 64, 32), (PLAIN, SELF_FLOW), longer=4),
+        Size("0.7M-long", _model(4, 64, 32), (PLAIN, SELF_FLOW), longer=4, tuned_as="0.7M"),
     ),
 )
 GPU = Tier(
@@ -130,7 +133,7 @@ GPU = Tier(
         Size("11M", _model(8, 192, 48), tuple(ARMS)),
         Size("37M", _model(12, 320, 64), _MAIN),
         Size("110M", _model(16, 512, 64), _MAIN),
-        Size("11M-long", _model(8, 192, 48), (PLAIN, SELF_FLOW), longer=4),
+        Size("11M-long", _model(8, 192, 48), (PLAIN, SELF_FLOW), longer=4, tuned_as="11M"),
     ),
 )
 SMOKE = Tier(
@@ -148,18 +151,20 @@ SMOKE = Tier(
 )
 
 
-def tuning_runs(tier: Tier) -> list[Run]:
+def tuning_runs(tier: Tier, size: Size) -> list[Run]:
     """Plain flow matching at each learning rate; none where there is nothing to choose from."""
-    rates = tier.learning_rates
-    return [Run(tier.sizes[0].name, PLAIN, TUNING_SEED, rate) for rate in rates] if len(rates) > 1 else []
+    rates, name = tier.learning_rates, size.tuned_as or size.name
+    return [Run(name, PLAIN, TUNING_SEED, rate) for rate in rates] if len(rates) > 1 else []
 
 
-def planned_runs(tier: Tier, learning_rate: float) -> Iterator[Run]:
-    """Size by size and seed by seed: whatever is done first can be compared."""
-    for size in tier.sizes:
-        for seed in tier.seeds:
-            for arm in size.arms:
-                yield Run(size.name, arm, seed, learning_rate)
+def compared_runs(tier: Tier, size: Size, learning_rate: float) -> list[Run]:
+    """Seed by seed: whatever is done first can be compared."""
+    return [Run(size.name, arm, seed, learning_rate) for seed in tier.seeds for arm in size.arms]
+
+
+def num_runs(tier: Tier) -> int:
+    tuned = {run for size in tier.sizes for run in tuning_runs(tier, size)}
+    return len(tuned) + sum(len(size.arms) for size in tier.sizes) * len(tier.seeds)
 
 
 def config_of(tier: Tier, run: Run) -> RunConfig:

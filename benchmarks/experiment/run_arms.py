@@ -24,10 +24,10 @@ from benchmarks.experiment.arms import (
     SELF_FLOW,
     Run,
     Tier,
+    compared_runs,
     config_of,
     flops_of_step,
     layout_of,
-    planned_runs,
     tuning_runs,
 )
 from benchmarks.experiment.readouts import (
@@ -64,16 +64,22 @@ def run_experiment(
     out.mkdir(parents=True, exist_ok=True)
     for result in known:
         _keep(out, result)
-    tuned = _run_all(tier, tuning_runs(tier), out, ends_at=ends_at, workers=workers, say=say)
-    if len(tuned) < len(tuning_runs(tier)):
-        return tuned
-    rate = best_learning_rate(tier, tuned)
-    say(f"learning rate {rate:g}, the best of {', '.join(f'{r:g}' for r in tier.learning_rates)}")
-    runs = list(planned_runs(tier, rate))
-    return tuned + _run_all(tier, runs, out, ends_at=ends_at, workers=workers, say=say)
+    found: dict[Run, Result] = {}
+    for size in tier.sizes:
+        wanted = tuning_runs(tier, size)
+        tuned = _run_all(tier, wanted, out, ends_at=ends_at, workers=workers, say=say)
+        found |= tuned
+        if len(tuned) < len(wanted):
+            break
+        rate = best_learning_rate(tier, list(tuned.values()))
+        say(f"{size.name}: learning rate {rate:g}")
+        runs = compared_runs(tier, size, rate)
+        found |= _run_all(tier, runs, out, ends_at=ends_at, workers=workers, say=say)
+    return list(found.values())
 
 
 def best_learning_rate(tier: Tier, tuned: list[Result]) -> float:
+    """The best of those that flow matching was trained with."""
     if not tuned:
         return tier.learning_rates[0]
     return min(tuned, key=lambda result: result["loss"])["learning_rate"]
@@ -81,12 +87,12 @@ def best_learning_rate(tier: Tier, tuned: list[Result]) -> float:
 
 def _run_all(
     tier: Tier, runs: list[Run], out: Path, *, ends_at: float, workers: int, say: Callable[[str], None]
-) -> list[Result]:
+) -> dict[Run, Result]:
     found = {run: result for run in runs if (result := finished(tier, run, out))}
     missing = [run for run in runs if run not in found]
     say(f"{len(found)} of {len(runs)} runs are there")
     if not missing:
-        return list(found.values())
+        return found
     _prepare(tier, out)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run_arm, tier, run, out, ends_at): run for run in missing}
@@ -94,7 +100,7 @@ def _run_all(
             if result := done.result():
                 found[waiting[done]] = result
                 say(f"{len(found)} of {len(runs)}: {waiting[done].name}: loss {result['loss']:.4f}")
-    return list(found.values())
+    return found
 
 
 def finished(tier: Tier, run: Run, out: Path) -> Result | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.experiment.arms import ARMS, PLAIN, SELF_FLOW, Run, Tier, config_of
+from benchmarks.experiment.arms import ARMS, PLAIN, SELF_FLOW, TUNING_SEED, Run, Tier, config_of
 from benchmarks.experiment.paired import Interval, interval, paired
 from worldmodel.self_flow import layers_of
 
@@ -76,7 +76,7 @@ def summarise(tier: Tier, results: list[Result]) -> dict[str, Any]:
 
 def compared(results: list[Result], size: str, arm: str) -> dict[int, Result]:
     """By seed; runs that chose the learning rate are not compared."""
-    mine = [r for r in results if (r["size"], r["arm"]) == (size, arm) and r["seed"] < 100]
+    mine = [r for r in results if (r["size"], r["arm"]) == (size, arm) and r["seed"] != TUNING_SEED]
     return {result["seed"]: result for result in mine}
 
 

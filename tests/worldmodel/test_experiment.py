@@ -20,10 +20,11 @@ from benchmarks.experiment.arms import (
     SMOKE,
     Run,
     Size,
+    compared_runs,
     config_of,
     flops_of_step,
     layout_of,
-    planned_runs,
+    num_runs,
 )
 from benchmarks.experiment.frechet import Space, frechet_distance
 from benchmarks.experiment.page import figures, page
@@ -65,7 +66,8 @@ def test_flow_matching_with_more_steps_costs_what_self_flow_costs(tier):
 
 
 def test_every_planned_arm_has_three_seeds_at_three_sizes():
-    runs = list(planned_runs(CPU, 2e-3))
+    runs = [run for size in CPU.sizes for run in compared_runs(CPU, size, 2e-3)]
+    assert len(runs) + 3 * len(CPU.learning_rates) == num_runs(CPU)  # the long runs take the small size's
     assert {run.arm for run in runs} == set(ARMS)
     for size in CPU.sizes:
         for arm in size.arms:
@@ -150,7 +152,7 @@ def test_runs_are_trained_once_asked_and_shown_and_another_config_is_another_run
     assert (
         run_experiment(tier, tmp_path, minutes=0, workers=1, say=print) == []
     )  # no time: nothing is trained
-    runs = list(planned_runs(tier, 2e-3))
+    runs = compared_runs(tier, tier.sizes[0], 2e-3)
     results = [run_arm(tier, run, tmp_path, math.inf) for run in runs]
     assert [finished(tier, run, tmp_path) for run in runs] == json.loads(json.dumps(results))
     assert finished(replace(tier, steps=3), runs[0], tmp_path) is None
