@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.model.rope import Rotary, rotate
+from worldmodel.model.sequence_parallel import SequencePart
 from worldmodel.model.visibility import Visibility
 
 # B clips, L query tokens, J key tokens (cached first), H heads, D width, P rotary pairs.
@@ -67,6 +68,19 @@ class Attention(nn.Module):
         unrotated keys and values."""
         q, k, v = rearrange(self.qkv(x_BLD), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
         q, k = self.norm_q(q), self.norm_k(k)
+        if visibility.shared is not None:
+            attended = _attend_shared(q, k, v, rotary, visibility, visibility.shared)
+            return self.out(rearrange(attended, "b h l d -> b l (h d)")), (k, v)
         keys, values = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
         attended = attend(rotate(q, rotary.last(q.shape[2])), rotate(keys, rotary), values, visibility)
         return self.out(rearrange(attended, "b h l d -> b l (h d)")), (k, v)
+
+
+def _attend_shared(
+    q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, visibility: Visibility, shared: SequencePart
+) -> Tensor:
+    """[B, H, own, d] of tokens that lie on several ranks: each attends with all tokens and a share of the
+    heads."""
+    q, k, v = shared.to_heads(torch.cat([q, k, v])).chunk(3)
+    attended = attend(rotate(q, rotary), rotate(k, rotary), v, visibility)
+    return shared.to_tokens(attended)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from worldmodel.layout import ACTION, AUDIO, MODALITIES, TEXT, VIDEO, Layout, on
 from worldmodel.model.attention import Attention, KeyValue
 from worldmodel.model.level_rows import LevelOfTokens, join_text, split_text
 from worldmodel.model.rope import Rotary, rotary_angles
+from worldmodel.model.sequence_parallel import SequenceGroup
 from worldmodel.model.stem import CausalStem, Estimate
 from worldmodel.model.text import ByteEmbedding, ByteEncoder
 from worldmodel.model.visibility import Visibility, window_structure
@@ -96,7 +97,8 @@ class ModalityFeedForward(nn.Module):
         paths = (self.action, self.video, self.audio)
         # Contiguous rows first: a linear layer over a strided slice multiplies row block by row block.
         out = torch.cat([path(x.contiguous()) for path, x in zip(paths, parts, strict=True)], dim=2)
-        return join_text(self.text(text) if layout.text_tokens else None, out)
+        # Also where there is no text: ZeRO-3's collectives must match on all ranks.
+        return join_text(self.text(text), out)
 
 
 class Block(nn.Module):
@@ -192,6 +194,7 @@ class WorldTransformer(nn.Module):
         self.video_out = nn.Linear(cfg.width, layout.video_values)
         self.audio_out = nn.Linear(cfg.width, layout.audio_values)
         self.is_compiled, self.recompute = False, False  # see compile_blocks; whether backward computes again
+        self.sequence: SequenceGroup | None = None  # ranks that share each clip's tokens
         self.initialise()
 
     def compile_blocks(self) -> None:
@@ -239,7 +242,8 @@ class WorldTransformer(nn.Module):
 
         stop_after leaves after that block with the features only (the teacher's early exit). `past` are
         cached keys and values whose rotary angles and validity are given beside them; all of them are
-        visible. `before` is the chunk before the first one, as `estimate` gives it.
+        visible. `before` is the chunk before the first one, as `estimate` gives it. With `sequence` all ranks
+        of the group are given the same and return the same; there is no cache then.
         """
         layout = self.layout if layout is None else layout
         device = level_BK.device
@@ -258,13 +262,20 @@ class WorldTransformer(nn.Module):
         as_blocks = self.is_compiled and past is None and not keep_cache
         visibility = self._visibility(tokens, past_valid_BJ, layout, x_BLD.dtype, as_blocks=as_blocks)
         rotary = Rotary.of(angles, x_BLD.dtype)
+        own, own_level_BKD, own_at = layout, level_BKD, at
+        shared = None if self.sequence is None else self.sequence.part(layout)
+        if shared is not None:
+            own, x_BLD = shared.own, shared.of(x_BLD)
+            own_level_BKD, own_level_of_BL = shared.levels(level_BKD, level_of_BL)
+            own_at = self._at(own_level_of_BL, own_level_BKD.shape[1], level_BKD.dtype)
+            visibility = replace(visibility, shared=shared)
 
         hidden: dict[int, Tensor] = {}
         out: dict[str, Any] = {}
         cache: list[KeyValue] = []
         for number, block in enumerate(self.blocks, start=1):
             own_past = None if past is None else past[number - 1]
-            inputs = (x_BLD, level_BKD, at, layout, rotary, visibility)
+            inputs = (x_BLD, own_level_BKD, own_at, own, rotary, visibility)
             if self.recompute and torch.is_grad_enabled():
                 # Reentrant: so ZeRO-3's hooks gather a block again before it is computed again.
                 x_BLD, new = checkpoint(_only_output, block, *inputs, use_reentrant=True), None
@@ -274,7 +285,7 @@ class WorldTransformer(nn.Module):
                 assert new is not None, "kept where nothing is compiled"
                 cache.append(new)
             if number in features:
-                hidden[number] = x_BLD
+                hidden[number] = x_BLD if shared is None else shared.whole(x_BLD)
             if number == stop_after:
                 break
         if features:
@@ -283,6 +294,8 @@ class WorldTransformer(nn.Module):
             return out
         if keep_cache:
             out["cache"] = cache
+        if shared is not None:
+            x_BLD = shared.whole(x_BLD)
         shift, scale = self.final_modulation(level_BKD, at, layout)
         _, chunks = split_text(torch.addcmul(shift, _norm(x_BLD), 1 + scale), layout)
         _, video, audio = chunks.split(layout.parts, dim=2)

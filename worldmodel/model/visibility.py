@@ -20,6 +20,8 @@ from worldmodel.layout import Layout, chunk_sees, on_device
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+    from worldmodel.model.sequence_parallel import SequencePart
+
 # B clips, L query tokens, J key tokens, Q query blocks, K key blocks.
 
 BLOCK = 128  # tokens of a block of queries and of keys
@@ -28,10 +30,14 @@ KEPT = 32  # layouts; a run has one a bucket
 
 @dataclass(frozen=True)
 class Visibility:
-    """One of the two. bias [B, 1, L, J]: 0 where a query sees a key, -inf elsewhere."""
+    """One of the two. bias [B, 1, L, J]: 0 where a query sees a key, -inf elsewhere.
+
+    shared: how the tokens lie on several ranks; L and J are then those of all of them.
+    """
 
     bias: Tensor | None = None
     blocks: BlockMask | None = None
+    shared: SequencePart | None = None
 
     @classmethod
     def by_bias(
