@@ -25,6 +25,7 @@ PACKAGES = ("ray", "torch", "deepspeed", "av", "torchaudio", "pyarrow")
 # Settings that may change between two starts of one run: they alter neither the samples nor the weights.
 FREE_TO_CHANGE = (
     "train.workers",
+    "train.sequence_parallel",
     "train.threads",
     "train.recompute",
     "train.max_failures",

@@ -27,6 +27,7 @@ from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 from worldmodel.train.checkpoint import CheckpointMismatch, load_checkpoint
 from worldmodel.train.engine import ZeroEngine, pick_device
+from worldmodel.train.hand_round import hand_round
 from worldmodel.train.loop import Hooks, TrainingDiverged, train
 from worldmodel.train.no_compiler import turn_compiler_off
 
@@ -72,7 +73,9 @@ def _train(
 ) -> None:
     layout = layout_of(cfg)
     local_rank = ray.train.get_context().get_local_rank()
-    per_step = -(-cfg.train.micro_batches // world_size)
+    shared = cfg.train.sequence_parallel  # workers that train on the same clips
+    data_rank, data_world_size = rank // shared, world_size // shared
+    per_step = -(-cfg.train.micro_batches // data_world_size)
     engine = ZeroEngine(cfg, layout, micro_batches=per_step, device=pick_device(cfg.train.device, local_rank))
     if not _plan_is_there(board):
         return
@@ -91,14 +94,20 @@ def _train(
         if not held_out:
             held_out.extend(
                 held_out_batches(
-                    plan, cfg, num_clips=cfg.train.evaluate_clips, rank=rank, world_size=world_size
+                    plan,
+                    cfg,
+                    num_clips=cfg.train.evaluate_clips,
+                    rank=data_rank,
+                    world_size=data_world_size,
                 )
             )
         return held_out
 
-    stream = rank_stream(
-        plan, cfg, start_step=start_step, end_step=cfg.train.steps, rank=rank, world_size=world_size
-    )
+    stream = None
+    if engine.leads:
+        steps = {"start_step": start_step, "end_step": cfg.train.steps}
+        stream = rank_stream(plan, cfg, **steps, rank=data_rank, world_size=data_world_size)
+    stream = hand_round(stream, engine.ranks)
     hooks = Hooks(
         commit=commits.commit,
         consumed=commits.consumed,

@@ -228,6 +228,11 @@ class OptimConfig(Part):
 class TrainConfig(Part):
     steps: int = Field(default=500, ge=1)
     workers: int = Field(default=2, ge=1)
+    sequence_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="workers that share each clip's tokens, for contexts that one cannot hold (Ulysses)",
+    )
     micro_batches: int = Field(
         default=2, ge=1, description="micro-batches of one global batch, at any number of workers"
     )
@@ -332,6 +337,7 @@ class RunConfig(Part):
                     f"data.buckets: clip_s={bucket.clip_s} is not 1 to {longest} chunks of {self.chunk_s} s; "
                     f"nearest: {min(max(1, round(chunks)), longest) * self.chunk_s}"
                 )
+        self._shares()
         if self.objective.rep == "repa" and not self.data.targets:
             raise ValueError(
                 "objective.rep=repa follows frozen encoders, but data.targets is empty; name one there, "
@@ -342,3 +348,19 @@ class RunConfig(Part):
                 f"rollout.prefix_s={self.rollout.prefix_s} is shorter than one chunk of {self.chunk_s} s"
             )
         return self
+
+    def _shares(self) -> None:
+        """ValueError where train.sequence_parallel does not divide what is shared."""
+        ranks = self.train.sequence_parallel
+        clips = [self.data.clip_s, *(bucket.clip_s for bucket in self.data.buckets)]
+        shared = {
+            "workers (train.workers)": self.train.workers,
+            "attention heads (model.width / model.head_dim)": self.model.width // self.model.head_dim,
+            **{f"chunks of a clip of {clip_s} s": round(clip_s / self.chunk_s) for clip_s in clips},
+        }
+        for what, number in shared.items():
+            if number % ranks:
+                fitting = max(n for n in range(1, ranks) if number % n == 0)
+                raise ValueError(
+                    f"train.sequence_parallel={ranks} does not divide the {number} {what}; use {fitting}"
+                )

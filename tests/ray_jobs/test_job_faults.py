@@ -196,7 +196,7 @@ def whole(cluster: None, runs: Runs) -> Path:
 
 @pytest.fixture(scope="module")
 def chain(cluster: None, runs: Runs, interrupted: Ended) -> Runs:
-    """The interrupted run goes on with one worker, is interrupted again, and ends with two."""
+    """The interrupted run goes on with one worker, is interrupted again, and ends with two that share clips."""
 
     def press_once(stage: str, info: dict[str, Any]) -> None:
         if stage == "train" and not pressed:
@@ -207,7 +207,8 @@ def chain(cluster: None, runs: Runs, interrupted: Ended) -> Runs:
     one_worker = runs.chain.model_copy(update={"train": runs.chain.train.model_copy(update={"workers": 1})})
     runs.trained.append(run_training(one_worker, command="pytest", progress=press_once))
     assert_books_close(runs.chain, step=runs.trained[0].step)
-    runs.trained.append(run_training(runs.chain, command="pytest"))
+    shared = runs.chain.train.model_copy(update={"sequence_parallel": 2})
+    runs.trained.append(run_training(runs.chain.model_copy(update={"train": shared}), command="pytest"))
     return runs
 
 

@@ -1,24 +1,32 @@
 """One rank of a group that shares each clip's tokens, for test_sequence_parallel: `python -m
 tests.worldmodel.sequence_ranks RANK WORLD_SIZE FOLDER`.
 
-Writes what it computed of one micro-batch, and its part of the gradients, to FOLDER/RANK.pt.
+Writes what it computed of one micro-batch, its part of the gradients and rows of training to FOLDER/RANK.pt.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from tests.worldmodel.synthetic import make_batch, open_gates, tiny_config, tiny_layout
+from tests.worldmodel.synthetic import make_batch, open_gates, stream_of, tiny_config, tiny_layout
+from worldmodel.batch import LatentBatch
+from worldmodel.config import RunConfig
 from worldmodel.draw import draw
 from worldmodel.model.sequence_parallel import SequenceGroup
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import self_flow_losses
-from worldmodel.train.engine import build_student
+from worldmodel.train.checkpoint import write_checkpoint
+from worldmodel.train.engine import Engine, ZeroEngine, build_student
+from worldmodel.train.hand_round import hand_round
+from worldmodel.train.loop import Hooks, train
+
+STEPS = 4
 
 CLIP = {"data": {"clip_s": 1.0}, "model": {"width": 64, "head_dim": 16, "window_chunks": 2, "sink_chunks": 1}}
 
@@ -48,10 +56,36 @@ def losses_and_gradients(ranks: SequenceGroup | None, *, recompute: bool) -> dic
     }
 
 
+def shared_config(ranks: int) -> RunConfig:
+    train = {"steps": STEPS, "workers": ranks, "sequence_parallel": ranks}
+    return tiny_config(data={"clip_s": 1.0}, train=train)
+
+
+def rows_of_training(
+    engine: Engine, cfg: RunConfig, stream: Iterator[list[LatentBatch]]
+) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = []
+    consumed: list[int] = []
+    hooks = Hooks(
+        commit=lambda step: None,
+        consumed=lambda batch: consumed.append(batch.batch_id),
+        on_row=rows.append,
+        evaluation=lambda: [make_batch(tiny_layout(cfg), number=100)],
+    )
+    train(engine, stream, cfg, tiny_layout(cfg), start_step=0, hooks=hooks)
+    assert consumed == ([*range(2 * STEPS)] if engine.leads else [])
+    return rows
+
+
 if __name__ == "__main__":
     rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     dist.init_process_group("gloo", rank=rank, world_size=world_size, init_method=f"file://{folder}/meet")
     ranks = SequenceGroup.of(dist.group.WORLD)
     found = {r: losses_and_gradients(ranks, recompute=r) for r in (False, True)}
-    torch.save(found, folder / f"{rank}.pt")
+    cfg = shared_config(world_size)
+    engine = ZeroEngine(cfg, tiny_layout(cfg), micro_batches=2)
+    stream = hand_round(stream_of(tiny_layout(cfg)) if engine.leads else None, engine.ranks)
+    rows = rows_of_training(engine, cfg, stream)
+    write_checkpoint(folder, engine, STEPS, {})
+    torch.save({**found, "rows": rows}, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.worldmodel.sequence_ranks import losses_and_gradients
-from tests.worldmodel.synthetic import tiny_config, tiny_layout
+from tests.worldmodel.sequence_ranks import losses_and_gradients, rows_of_training, shared_config
+from tests.worldmodel.synthetic import stream_of, tiny_config, tiny_layout
 from worldmodel.model.sequence_parallel import SequenceGroup
+from worldmodel.train.checkpoint import CheckpointReader
+from worldmodel.train.engine import PlainEngine
 
 pytestmark = pytest.mark.slow  # two more processes
 
@@ -21,13 +23,20 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[bool, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[Any, Any]]:
     """What each of two ranks computed."""
-    folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "tests.worldmodel.sequence_ranks"]
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tokenizers'}", "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen([*command, str(rank), "2", str(folder)], cwd=ROOT, env=env) for rank in range(2)
+        subprocess.Popen(
+            [*command, str(rank), "2", str(folder)], cwd=ROOT, env={**env, "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(2)
     ]
     assert [process.wait() for process in processes] == [0, 0]
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
@@ -45,6 +54,35 @@ def test_losses_are_those_of_one_rank_and_gradients_add_up_to_its(ranks, recompu
     assert sum(moved) > 0.9 * len(moved)
     shares = [rank[recompute]["gradients"]["transformer.blocks.0.attention.qkv.weight"] for rank in ranks]
     assert not torch.allclose(shares[0], shares[1])  # each has its own tokens
+
+
+def test_training_with_shared_clips_is_training_without_and_counts_each_once(ranks, folder):
+    cfg = shared_config(1)
+    engine = PlainEngine(cfg, tiny_layout(cfg))
+    alone = rows_of_training(engine, cfg, stream_of(tiny_layout(cfg)))
+    for rank in ranks:
+        assert len(rank["rows"]) == len(alone)
+        for ours, theirs in zip(rank["rows"], alone, strict=True):
+            assert ours.keys() == theirs.keys()
+            for name in ours.keys() - {"step_s", "tokens_per_s", "stall_fraction"}:
+                assert ours[name] == pytest.approx(theirs[name], rel=2e-4, abs=1e-6), name
+    whole = CheckpointReader(folder)
+    for name, shard in engine.shards().items():
+        assert torch.allclose(whole.whole("weight", name).flatten(), shard.parts["weight"], atol=2e-5), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"train": {"sequence_parallel": 2, "workers": 3}}, r"does not divide the 3 workers .*; use 1"),
+        ({"model": {"head_dim": 32}}, r"does not divide the 1 attention heads"),
+        ({"data": {"clip_s": 0.75}}, r"does not divide the 3 chunks of a clip of 0\.75 s; use 1"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_with_what_can(settings, said):
+    train = {"sequence_parallel": 2, "workers": 2} | settings.get("train", {})
+    with pytest.raises(ValueError, match=said):
+        tiny_config(**{**settings, "train": train})
 
 
 def test_chunks_that_do_not_divide_are_refused_with_the_number_of_ranks():

@@ -43,6 +43,15 @@ class SequenceGroup:
         return _part(self, layout)
 
 
+def share_sequences(size: int) -> SequenceGroup | None:
+    """The group of `size` ranks in a row that this one is in; None where nothing is shared. Collective."""
+    if size == 1:
+        return None
+    firsts = range(0, dist.get_world_size(), size)
+    groups = [dist.new_group(list(range(first, first + size))) for first in firsts]
+    return SequenceGroup.of(groups[dist.get_rank() // size])
+
+
 @lru_cache(maxsize=32)
 def _part(group: SequenceGroup, layout: Layout) -> SequencePart:
     if layout.num_chunks % group.size:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
+from worldmodel.model.sequence_parallel import share_sequences
 from worldmodel.model.student import SelfFlowStudent
 from worldmodel.model.transformer import Block, WorldTransformer
 from worldmodel.model_folder import model_folder
@@ -53,6 +54,7 @@ class Engine(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    leads: bool  # of the ranks that share each clip, the one that is counted
 
     def student(self, *args: Any, **kwargs: Any) -> dict: ...
     def teacher(self, *args: Any, **kwargs: Any) -> dict: ...
@@ -99,7 +101,7 @@ class PlainEngine:
     """One process, no DeepSpeed: the reference that ZeroEngine must equal, and what GPU scripts run."""
 
     def __init__(self, cfg: RunConfig, layout: Layout, *, device: torch.device | None = None) -> None:
-        self.rank, self.world_size = 0, 1
+        self.rank, self.world_size, self.leads = 0, 1, True
         self.device = pick_device(cfg.train.device) if device is None else device
         dtype = torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32
         student = build_student(cfg, layout).to(self.device)
@@ -204,8 +206,11 @@ class ZeroEngine:
         deepspeed = _import_deepspeed(self.device)
         student = build_student(cfg, layout).to(self.device)
         teacher = build_student(cfg, layout).transformer.requires_grad_(False).eval().to(self.device)
+        self.ranks = share_sequences(cfg.train.sequence_parallel)
+        self.leads = self.ranks is None or self.ranks.rank == 0
         for transformer in (student.transformer, teacher):
             prepare_blocks(transformer, cfg, self.device)
+            transformer.sequence = self.ranks
         for module in (student, teacher):
             # A block is gathered whole, by one collective: linear layer by linear layer, a small model spends
             # a third of each step waiting.
@@ -260,6 +265,8 @@ class ZeroEngine:
 
     def backward(self, loss: Tensor) -> None:
         """One micro-batch; the last one of a step is followed by `step`."""
+        if self.ranks is not None:  # all of them compute the whole loss
+            loss = loss / self.ranks.size
         if self.whole is not None:
             loss.backward()
             return

@@ -81,9 +81,11 @@ def train(
             for b in batches
         ]
         previous.stop = float(hooks.should_stop())
-        previous.clips = sum(float((b.sample_ids_B >= 0).sum()) for b in batches)
-        previous.quarantined = float(sum(why != FORGOTTEN for b in batches for why in b.reasons.values()))
-        previous.count_video, previous.count_audio = torch.stack([d.counts() for d in draws]).sum(0).tolist()
+        if engine.leads:
+            previous.clips = sum(float((b.sample_ids_B >= 0).sum()) for b in batches)
+            previous.quarantined = float(sum(why != FORGOTTEN for b in batches for why in b.reasons.values()))
+            counts = torch.stack([d.counts() for d in draws]).sum(0)
+            previous.count_video, previous.count_audio = counts.tolist()
         total = Signals.from_tensor(engine.all_reduce(previous.to_tensor(engine.device)))
         if previous_row:
             _report(previous_row, total, previous_counts, cfg, engine, hooks)
@@ -112,12 +114,13 @@ def train(
         norm = engine.step(rate)
         engine.update_ema(ema_decay(step, cfg.optim.ema_target))
         # Only now, when all of the step is under way, wait for what it found.
-        signals.add_sums(torch.stack(sums).sum(0))
-        signals.tokens, norm = float(tokens), float(norm)
-        for batch in batches:
-            hooks.consumed(batch)
-        finite = math.isfinite(norm) and math.isfinite(signals.flow_video + signals.flow_audio)
-        signals.not_finite = float(not finite)
+        total_sums, num_tokens, norm = torch.stack(sums).sum(0).cpu(), float(tokens), float(norm)
+        signals.not_finite = float(not (math.isfinite(norm) and bool(total_sums[:2].isfinite().all())))
+        if engine.leads:
+            signals.add_sums(total_sums)
+            signals.tokens = num_tokens
+            for batch in batches:
+                hooks.consumed(batch)
         signals.step_s = time.perf_counter() - began
         previous, previous_counts = signals, total.counts()
         previous_row = {"step": step, "grad_norm": norm, "learning_rate": rate}
