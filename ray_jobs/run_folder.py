@@ -29,6 +29,7 @@ FREE_TO_CHANGE = (
     "train.threads",
     "train.recompute",
     "train.max_failures",
+    "train.tracker",
     "train.checkpoint_every",
     "train.keep_",
     "train.evaluate_",

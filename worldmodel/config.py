@@ -256,6 +256,9 @@ class TrainConfig(Part):
     checkpoint_every: int = Field(default=100, ge=1)
     evaluate_every: int = Field(default=250, ge=1)
     evaluate_clips: int = Field(default=32, ge=0)
+    tracker: Literal["none", "wandb", "mlflow", "trackio"] = Field(
+        default="none", description="where rows go too; its address and login from its own environment"
+    )
     max_failures: int = Field(
         default=3, ge=0, description="restarts of a broken worker group before the job fails"
     )

@@ -196,7 +196,7 @@ def whole(cluster: None, runs: Runs) -> Path:
 
 @pytest.fixture(scope="module")
 def chain(cluster: None, runs: Runs, interrupted: Ended) -> Runs:
-    """The interrupted run goes on with one worker, is interrupted again, and ends with two that share clips."""
+    """The interrupted run goes on with one worker, is interrupted again, and ends with two, sharing clips."""
 
     def press_once(stage: str, info: dict[str, Any]) -> None:
         if stage == "train" and not pressed:
