@@ -102,9 +102,10 @@ class ProgressDisplay:
     def _training_note(self, row: dict[str, Any]) -> str:
         self.step_s = row["step_s"] if not self.step_s else 0.9 * self.step_s + 0.1 * row["step_s"]
         left_s = max(0.0, (row["total"] - row["step"] - 1) * self.step_s)
+        used = f"MFU {row['mfu']:.0%}  " if "mfu" in row else ""
         return (
-            f"loss {row['loss']:.3f}  {row['tokens_per_s']:.0f} tokens/s  stall {row['stall_fraction']:.0%}  "
-            f"{_clock(left_s)} left"
+            f"loss {row['loss']:.3f}  {row['tokens_per_s']:.0f} tokens/s  {used}"
+            f"stall {row['stall_fraction']:.0%}  {_clock(left_s)} left"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -114,8 +115,13 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_losses_of_two_ranks_equal_those_of_one_process(both):
     plain, zero = both["plain"][:COMMIT_AT], both["zero"][0]["rows"]
     assert [row["step"] for row in zero] == list(range(COMMIT_AT))
-    for key in ("loss", "loss_video", "loss_audio", "align_video", "align_audio", "grad_norm"):
+    norms = [f"grad_norm_{part}" for part in ("video", "audio", "shared")]
+    for key in ("loss", "loss_video", "loss_audio", "align_video", "align_audio", "grad_norm", *norms):
         assert [row[key] for row in zero] == pytest.approx([row[key] for row in plain], rel=1e-3)
+    for row in (*plain, *zero):
+        if "grad_norm" in row:
+            assert math.hypot(*(row[key] for key in norms)) == pytest.approx(row["grad_norm"], rel=1e-4)
+            assert min(row[key] for key in norms) > 0
     # Rank 1 had no audio in step 2: the means are over the tokens of both ranks.
     tokens = [row["tokens_audio"] for row in zero]
     assert tokens[2] <= 4 * 8 < max(tokens)  # 4 clips of 8 audio tokens on each rank

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+import torch
+
+from worldmodel.gpus import peak_flops
+from worldmodel.train.metrics import Signals, step_row
 from worldmodel.train.red_flags import RedFlags
 
 
@@ -44,3 +48,20 @@ def test_sound_that_is_not_learned_is_told():
 def test_rows_of_an_evaluation_and_missing_modalities_are_passed_over():
     assert RedFlags().see({"step": 5, "eval_video": 0.3}) == []
     assert warnings_of(loss_video=falling) == []
+
+
+def test_the_peak_of_a_gpu_is_known_by_the_name_that_cuda_gives_it():
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-40GB", "bf16") == 312e12
+    assert peak_flops("NVIDIA GeForce RTX 4090", "fp32") == 82.6e12
+    assert peak_flops("NVIDIA L4", "bf16") == 121e12  # not the L40S
+    assert peak_flops("NVIDIA L40S", "bf16") == 362e12
+    assert peak_flops("Somebody's Accelerator", "bf16") is None
+
+
+def test_a_row_says_what_share_of_its_devices_peak_a_step_used():
+    signals = Signals(flops=6e12, step_s=4.0, tokens=10.0)  # of two ranks, 2 s each
+    row = step_row(0, signals, torch.zeros(2), align_weight=0.8, world_size=2, peak=10e12)
+    assert row["flops_per_s"] == 3e12
+    assert row["mfu"] == 0.15
+    assert "mfu" not in step_row(0, signals, torch.zeros(2), align_weight=0.8, world_size=2)

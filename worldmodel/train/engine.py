@@ -29,6 +29,7 @@ from worldmodel.model.student import SelfFlowStudent
 from worldmodel.model.transformer import Block, WorldTransformer
 from worldmodel.model_folder import model_folder
 from worldmodel.train.ema import ShardEma
+from worldmodel.train.gradient_norms import squares_by_part
 from worldmodel.train.optim import build_optimizer
 from worldmodel.train.warm_start import warm_start
 from worldmodel.train.whole import Place, WholeStep
@@ -55,6 +56,7 @@ class Engine(Protocol):
     world_size: int
     device: torch.device
     leads: bool  # of the ranks that share each clip, the one that is counted
+    gradient_squares: Tensor  # of the last step, before clipping; see gradient_norms
 
     def student(self, *args: Any, **kwargs: Any) -> dict: ...
     def teacher(self, *args: Any, **kwargs: Any) -> dict: ...
@@ -134,6 +136,7 @@ class PlainEngine:
     def step(self, learning_rate: float) -> Tensor:
         for name, master in self.master.items():
             master.grad = self.gradient[name]
+        self.gradient_squares = squares_by_part(self.gradient.items())
         norm = torch.nn.utils.clip_grad_norm_(self.master.values(), self.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -278,9 +281,20 @@ class ZeroEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.whole is not None:
-            return self.whole.step()
+            return self.whole.step(self._measure_gradients)
+        self._measure_gradients()
         self.engine.step()
         return float(self.engine.get_global_grad_norm() or 0.0)
+
+    def _measure_gradients(self) -> None:
+        """When all ranks' are added, and before they are clipped: of this rank's slices, without padding."""
+        names = {id(parameter): name for name, parameter in self.engine.module.named_parameters()}
+        named = []
+        for group, gradients in self.optimizer.averaged_gradients.items():
+            for parameter, gradient in zip(self.optimizer.fp16_groups[group], gradients, strict=True):
+                start, end = slice_of_rank(math.prod(parameter.ds_shape), self.rank, self.world_size)
+                named.append((names[id(parameter)], gradient[: end - start]))
+        self.gradient_squares = squares_by_part(named)
 
     def update_ema(self, decay: float) -> None:
         self.average.update(decay)

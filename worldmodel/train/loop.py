@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
 from worldmodel.draw import draw
+from worldmodel.flops import step_flops
 from worldmodel.flow import MIN_DIVISOR, homogeneous_levels
+from worldmodel.gpus import peak_flops
 from worldmodel.layout import LEARNED, Layout
 from worldmodel.randomness import SampleRandom
 from worldmodel.reasons import FORGOTTEN
@@ -65,6 +68,7 @@ def train(
 ) -> Outcome:
     """Trains until `cfg.train.steps`. Each item of `stream` is this rank's micro-batches of one step, the
     same number on every rank. TrainingDiverged when a loss is not finite."""
+    flops_of = cache(lambda layout, clips: step_flops(cfg, layout, clips).total)
     previous, previous_counts, previous_row = Signals(), torch.zeros(2), {}
     committed = (
         start_step or -1
@@ -114,11 +118,14 @@ def train(
         norm = engine.step(rate)
         engine.update_ema(ema_decay(step, cfg.optim.ema_target))
         # Only now, when all of the step is under way, wait for what it found.
-        total_sums, num_tokens, norm = torch.stack(sums).sum(0).cpu(), float(tokens), float(norm)
+        total_sums, squares = torch.stack(sums).sum(0).cpu(), engine.gradient_squares.tolist()
+        signals.grad_video, signals.grad_audio, signals.grad_shared = squares
+        num_tokens, norm = float(tokens), float(norm)
         signals.not_finite = float(not (math.isfinite(norm) and bool(total_sums[:2].isfinite().all())))
         if engine.leads:
             signals.add_sums(total_sums)
             signals.tokens = num_tokens
+            signals.flops = sum(flops_of(one.layout, len(one.valid_BL)) for one in draws)
             for batch in batches:
                 hooks.consumed(batch)
         signals.step_s = time.perf_counter() - began
@@ -178,6 +185,13 @@ def evaluate(engine: Engine, batches: list[LatentBatch], cfg: RunConfig, layout:
     return row
 
 
+def _peak(device: torch.device, precision: str) -> float | None:
+    """FLOP/s of this kind of device on its data sheet, where it is known."""
+    if device.type != "cuda":
+        return None
+    return peak_flops(torch.cuda.get_device_name(device), precision)
+
+
 def _own(layout: Layout, batch: LatentBatch) -> Layout:
     return layout.of_latents(batch.video.latents)
 
@@ -192,8 +206,18 @@ def _report(
     """Hands out the row of a finished step. TrainingDiverged when its loss was not finite."""
     step = int(row["step"])
     means = step_row(
-        step, total, counts, align_weight=cfg.objective.align_weight, world_size=engine.world_size
+        step,
+        total,
+        counts,
+        align_weight=cfg.objective.align_weight,
+        world_size=engine.world_size,
+        peak=_peak(engine.device, cfg.train.precision),
     )
     hooks.on_row({**means, **row})
     if total.not_finite:
-        raise TrainingDiverged(f"the loss of step {step} is not finite; lower optim.lr (now {cfg.optim.lr})")
+        sums = {"picture": total.flow_video, "sound": total.flow_audio}
+        what = " and ".join(f"the loss of {m}" for m, loss in sums.items() if not math.isfinite(loss))
+        raise TrainingDiverged(
+            f"step {step}: {what or 'the gradient'} is not finite; lower optim.lr (now {cfg.optim.lr}) or "
+            "optim.clip_norm"
+        )

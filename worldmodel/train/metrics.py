@@ -11,6 +11,7 @@ from torch import Tensor
 from worldmodel.draw import Draw
 from worldmodel.layout import LEARNED
 from worldmodel.self_flow import LEVEL_BINS, Losses
+from worldmodel.train.gradient_norms import PARTS
 
 BY_LEVEL = (len(LEARNED), LEVEL_BINS, 3)
 
@@ -42,7 +43,11 @@ class Signals:
     masked_audio: float = 0.0
     gap_video: float = 0.0
     gap_audio: float = 0.0
+    grad_video: float = 0.0  # squares of gradients, as are the next two
+    grad_audio: float = 0.0
+    grad_shared: float = 0.0
     tokens: float = 0.0
+    flops: float = 0.0
     wait_s: float = 0.0
     step_s: float = 0.0
     by_level: Tensor = field(default_factory=lambda: torch.zeros(BY_LEVEL, dtype=torch.float64))
@@ -82,9 +87,15 @@ def loss_sums(losses: Losses, batch: Draw) -> Tensor:
 
 
 def step_row(
-    step: int, signals: Signals, counts: Tensor, *, align_weight: float, world_size: int
+    step: int,
+    signals: Signals,
+    counts: Tensor,
+    *,
+    align_weight: float,
+    world_size: int,
+    peak: float | None = None,
 ) -> dict[str, float]:
-    """One row of metrics.jsonl: means over the tokens under loss of all ranks."""
+    """One row of metrics.jsonl: means over the tokens under loss of all ranks. peak: FLOP/s of one device."""
     row: dict[str, float] = {"step": step}
     total = 0.0
     for modality, count in zip(LEARNED, counts.tolist(), strict=True):
@@ -106,6 +117,11 @@ def step_row(
     step_s = signals.step_s / world_size
     row["step_s"] = step_s
     row["tokens_per_s"] = signals.tokens / step_s if step_s else 0.0
+    row["flops_per_s"] = signals.flops / step_s if step_s else 0.0
+    if peak:
+        row["mfu"] = row["flops_per_s"] / (peak * world_size)
+    for part in PARTS:
+        row[f"grad_norm_{part}"] = math.sqrt(getattr(signals, f"grad_{part}"))
     row["stall_fraction"] = signals.wait_s / signals.step_s if signals.step_s else 0.0
     return row
 

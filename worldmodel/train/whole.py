@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,12 +131,13 @@ class WholeStep:
         self.student.refresh()
         self.teacher.refresh()
 
-    def step(self) -> float:
-        """The norm of the gradient over all ranks before it was clipped."""
+    def step(self, measure: Callable[[], None]) -> float:
+        """The norm of the gradient over all ranks before it was clipped; `measure` is called then."""
         self.shared = self.gradients.share_out()
         for group, shard_S in enumerate(self.shared):
             # For the norm, which is taken in fp64: parameter by parameter, for the memory.
             self.optimizer.averaged_gradients[group] = self.gradients.of_parameters(group, shard_S)
+        measure()
         self.optimizer.step()
         self.gradients.clear()
         self.student.refresh()
