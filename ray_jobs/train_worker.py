@@ -46,7 +46,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     _quiet()
     cfg = RunConfig.model_validate_json(settings["config"])
     torch.set_num_threads(cfg.train.threads)
-    if pick_device(cfg.train.device).type == "cpu":
+    if pick_device(cfg.train.device).type == "cpu" and not cfg.train.lora:  # peft's imports ask for it
         turn_compiler_off()
     board = settings["board"]
     context = ray.train.get_context()
@@ -89,7 +89,7 @@ def _train(
             start_step = load_checkpoint(Path(folder), engine)
             committed = _committed_ledger(folder, plan)
         ledger = committed if rank == 0 else Ledger(plan.hash, committed.position)
-    commits = Commits(cfg, engine, ledger, attempt)
+    commits = Commits(cfg, engine, ledger, attempt, settings["base"])
     held_out: list[LatentBatch] = []
 
     def evaluation() -> list[LatentBatch]:
@@ -143,8 +143,12 @@ def _committed_ledger(folder: str, plan: Plan) -> Ledger:
 class Commits:
     """Weights and consumed ids go into one checkpoint, so that they are committed together or not at all."""
 
-    def __init__(self, cfg: RunConfig, engine: Engine, ledger: Ledger, attempt: int) -> None:
+    def __init__(
+        self, cfg: RunConfig, engine: Engine, ledger: Ledger, attempt: int, base: dict[str, str] | None
+    ) -> None:
+        """base: what a LoRA adapts."""
         self.cfg, self.engine, self.ledger, self.attempt = cfg, engine, ledger, attempt
+        self.base = base
         self.metrics = RunMetrics(cfg.name)
 
     def consumed(self, batch: LatentBatch) -> None:
@@ -155,7 +159,9 @@ class Commits:
     def commit(self, step: int) -> None:
         """A barrier over ranks. Folder names carry the attempt: what a crash left half-written is never mixed
         in."""
-        description = {"model": self.cfg.model.model_dump(mode="json"), "seed": self.cfg.seed}
+        description: dict[str, Any] = {"model": self.cfg.model.model_dump(mode="json"), "seed": self.cfg.seed}
+        if self.base:
+            description["base"] = self.base
         with tempfile.TemporaryDirectory(prefix="worldmodel-commit-") as folder:
             write_checkpoint(Path(folder), self.engine, step, description)
             self.ledger.position = step * self.cfg.train.micro_batches
