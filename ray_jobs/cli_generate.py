@@ -30,6 +30,10 @@ def generate(
     seed: Annotated[
         int | None, typer.Option(help="the same seed makes the same clip; default: a new one")
     ] = None,
+    lora: Annotated[
+        str, typer.Option(help="LoRA to generate with: its folder, or the run that made it")
+    ] = "",
+    lora_scale: Annotated[float, typer.Option(help="how much of it; 1 as trained")] = 1.0,
     explain: Annotated[
         bool, typer.Option("--explain", help="say how the prompt is read; make nothing")
     ] = False,
@@ -39,6 +43,7 @@ def generate(
     folder = find_model(model)
     from ray_jobs.progress import ProgressDisplay
     from worldmodel.export import NotAModel
+    from worldmodel.lora import LoraError
     from worldmodel.pipeline import BadRequest, WorldModelPipeline
     from worldmodel.prompt import Prompt, PromptError
 
@@ -53,6 +58,8 @@ def generate(
             answer(found, as_json, "\n".join(f"{key}: {_words(value)}" for key, value in found.items()))
             read.check(pipe.cfg.model)
             return
+        if lora:
+            pipe.load_lora(lora, scale=lora_scale)
         with ProgressDisplay() as display:
             clip = pipe(
                 read,
@@ -66,7 +73,7 @@ def generate(
                 seed=seed,
                 progress=lambda done, total: display("generate", {"done": done, "total": total}),
             )
-    except (PromptError, BadRequest, NotAModel) as error:
+    except (PromptError, BadRequest, NotAModel, LoraError) as error:
         raise UserError(str(error)) from None
     clip.save(out)
     found = {"out": str(out), "seed": clip.seed, "sha256": clip.sha256, "frames": len(clip.frames)}

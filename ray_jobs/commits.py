@@ -39,7 +39,17 @@ class Writing:
 class Commits:
     """Weights and consumed ids go into one checkpoint, so that they are committed together or not at all."""
 
-    def __init__(self, cfg: RunConfig, engine: Engine, ledger: Ledger, attempt: int, board: Any) -> None:
+    def __init__(
+        self,
+        cfg: RunConfig,
+        engine: Engine,
+        ledger: Ledger,
+        attempt: int,
+        board: Any,
+        base: dict[str, str] | None,
+    ) -> None:
+        """base: what a LoRA adapts."""
+        self.base = base
         self.cfg, self.engine, self.ledger, self.attempt = cfg, engine, ledger, attempt
         self.board, self.metrics = board, RunMetrics(cfg.name)
         self.snapshot: Snapshot | None = None
@@ -83,7 +93,9 @@ class Commits:
         assert self.snapshot is not None, "a commit takes a snapshot first"
         assert self.writing is not None, "a commit says first what is written"
         folder, rank = Path(checkpoint.path), self.engine.rank
-        description = {"model": self.cfg.model.model_dump(mode="json"), "seed": self.cfg.seed}
+        description: dict[str, Any] = {"model": self.cfg.model.model_dump(mode="json"), "seed": self.cfg.seed}
+        if self.base:
+            description["base"] = self.base
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.snapshot.write(folder, self.writing.step, description)

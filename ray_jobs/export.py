@@ -15,13 +15,17 @@ from ray_jobs.train_worker import layout_of
 from worldmodel.config import RunConfig
 from worldmodel.export import NotAModel, load_model, save_model
 from worldmodel.load_config import load_config
+from worldmodel.lora import base_of, check_same_base, merge_lora, read_lora, save_lora
 from worldmodel.model.transformer import WorldTransformer
-from worldmodel.train.checkpoint import CheckpointMismatch, CheckpointReader
+from worldmodel.train.checkpoint import CheckpointReader
 from worldmodel.train.engine import build_student
+
+LORA = "lora"  # beside the merged model
 
 
 def export_run(run: Path, out: Path, *, best: bool = False) -> Path:
-    """Writes the EMA weights of the last commit, or of the best. UserError when there is none."""
+    """Writes the EMA weights of the last commit, or of the best; of a LoRA its base with it, and itself
+    apart in lora/. UserError when there is none, or a LoRA's base is another now."""
     commit = run / BEST if best else last_commit(run)
     if commit is None:
         raise UserError(f"{run}: nothing was committed, so there is nothing to export")
@@ -32,20 +36,34 @@ def export_run(run: Path, out: Path, *, best: bool = False) -> Path:
     cfg = load_config(run / "config.yaml")
     try:
         reader = CheckpointReader(commit)
-    except CheckpointMismatch as error:
+        base = base_of(cfg)
+        check_same_base(reader.model.get("base"), base)
+    except ValueError as error:
         raise UserError(str(error)) from None
     facts = card_facts(run, cfg, int(reader.model["step"]))
-    save_model(out, reader.ema_weights(), layout_of(cfg), cfg, facts)
+    weights = reader.ema_weights()
+    if cfg.train.lora and base:
+        save_lora(out / LORA, weights, cfg, base)
+        facts |= {"LoRA": f"rank {cfg.train.lora.rank}, on {base['name']}"}
+        model = base_model(cfg)
+        merge_lora(model, read_lora(out / LORA), name=base["name"])
+        weights = model.state_dict()
+    save_model(out, weights, layout_of(cfg), cfg, facts)
     _copy_codecs(cfg, out)
     return out
 
 
 def export_untrained(cfg: RunConfig, out: Path) -> Path:
     """The model as training begins: what it then makes of a clip shows what training did."""
-    layout = layout_of(cfg)
-    save_model(out, build_student(cfg, layout).transformer.state_dict(), layout, cfg, {"steps": 0})
+    save_model(out, base_model(cfg).state_dict(), layout_of(cfg), cfg, {"steps": 0})
     _copy_codecs(cfg, out)
     return out
+
+
+def base_model(cfg: RunConfig) -> WorldTransformer:
+    """What training begins from. A LoRA changes nothing yet, and is left out."""
+    plain = cfg.model_copy(update={"train": cfg.train.model_copy(update={"lora": None})})
+    return build_student(plain, layout_of(cfg)).transformer
 
 
 def _copy_codecs(cfg: RunConfig, out: Path) -> None:

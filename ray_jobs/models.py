@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from ray_jobs.errors import UserError
+from worldmodel.config import LoraConfig
 from worldmodel.model_folder import model_folder
 
 
@@ -32,3 +34,9 @@ def check_init(name: str) -> None:
             find_model(name)
         except UserError as error:
             raise UserError(*(f"train.init: {line}" for line in error.lines)) from None
+
+
+def check_lora(lora: LoraConfig | None) -> None:
+    """UserError where a LoRA is to be trained without peft."""
+    if lora and not find_spec("peft"):
+        raise UserError("train.lora needs peft, which is not installed; pip install 'worldmodel[lora]'")

@@ -35,6 +35,7 @@ from ray_jobs.trackers import TrackerThread, check_tracker
 from ray_jobs.train_worker import layout_of, train_worker
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
+from worldmodel.lora import LoraError, base_of, check_base, check_same_base
 from worldmodel.model_folder import model_folder
 from worldmodel.train.checkpoint import read_model_file
 from worldmodel.train.red_flags import RedFlags
@@ -72,6 +73,9 @@ def init_lines(cfg: RunConfig, layout: Layout) -> list[str]:
     folder = model_folder(cfg.train.init)
     transformer = build_on_meta(cfg, layout).transformer
     fit = compare(folder, {name: tuple(p.shape) for name, p in transformer.named_parameters()})
+    if cfg.train.lora:
+        check_base(fit, folder, cfg)
+        return [f"adapts {folder} by a LoRA of rank {cfg.train.lora.rank}"]
     lines = [f"begins from {folder}: {line}" for line in fit.lines()]
     if (theirs := prediction_of(folder)) != cfg.objective.prediction:
         lines.append(
@@ -90,8 +94,14 @@ def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:
     if not folder.config.exists():  # written last: what lies there without it is of a start that failed
         index_all(cfg, folder)
         make_plan({name: str(path) for name, path in folder.manifests.items()}, cfg).save(folder.plan)
+    commit = last_commit(folder.path)
+    if commit is not None:
+        try:
+            check_same_base(read_model_file(commit).get("base"), base_of(cfg))
+        except LoraError as error:
+            raise UserError(str(error)) from None
     folder.claim(cfg, command)
-    return folder, Plan.load(folder.plan), last_commit(folder.path) is not None
+    return folder, Plan.load(folder.plan), commit is not None
 
 
 def index_all(cfg: RunConfig, folder: RunFolder) -> None:
@@ -287,6 +297,7 @@ def _trainer(cfg: RunConfig, folder: RunFolder, board: Any) -> Any:
             "plan": str(folder.plan),
             "commit": str(last_commit(folder.path) or ""),
             "board": board,
+            "base": base_of(cfg),
             "expected_version": package_version(),
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),

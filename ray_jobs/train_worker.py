@@ -45,7 +45,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     _quiet()
     cfg = RunConfig.model_validate_json(settings["config"])
     torch.set_num_threads(cfg.train.threads)
-    if pick_device(cfg.train.device).type == "cpu":
+    if pick_device(cfg.train.device).type == "cpu" and not cfg.train.lora:  # peft's imports ask for it
         turn_compiler_off()
     board = settings["board"]
     context = ray.train.get_context()
@@ -87,7 +87,7 @@ def _train(
             start_step = load_checkpoint(Path(folder), engine)
             committed = _committed_ledger(folder, plan)
         ledger = committed if rank == 0 else Ledger(plan.hash, committed.position)
-    commits = Commits(cfg, engine, ledger, attempt, board)
+    commits = Commits(cfg, engine, ledger, attempt, board, settings["base"])
     held_out: list[LatentBatch] = []
 
     def evaluation() -> list[LatentBatch]:

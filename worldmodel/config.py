@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from worldmodel.config_lora import LoraConfig as LoraConfig
 from worldmodel.config_objective import NoiseConfig as NoiseConfig
 from worldmodel.config_objective import SelfFlowConfig as SelfFlowConfig
 from worldmodel.config_objective import TimeConfig as TimeConfig
@@ -247,6 +248,9 @@ class TrainConfig(Part):
     init: str = Field(
         default="", description="model to begin from: shipped name, exported folder or run; empty: anew"
     )
+    lora: LoraConfig | None = Field(
+        default=None, description="adapt the model of init by a LoRA; null: train all of its weights"
+    )
     threads: int = Field(default=1, ge=1, description="CPU threads of one worker")
     gather: Literal["block", "step"] = Field(
         default="block",
@@ -267,6 +271,15 @@ class TrainConfig(Part):
         default=False,
         description="and, as RUN/best, the commit of lowest held-out error of those at evaluated steps",
     )
+
+    @model_validator(mode="after")
+    def _adapts(self) -> Self:
+        if self.lora and not self.init:
+            raise ValueError(
+                "lora adapts another model, but init='' names none; give a shipped name, an exported "
+                "folder or a run"
+            )
+        return self
 
 
 class RolloutConfig(Part):

@@ -23,6 +23,7 @@ from avtok.load import load_codec
 from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.config import RolloutConfig, RunConfig
 from worldmodel.export import codecs_of, load_model
+from worldmodel.lora import merge_lora, read_lora, restore
 from worldmodel.model.text import encode_texts
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.model_folder import model_folder
@@ -82,6 +83,7 @@ class WorldModelPipeline:
         """video, audio: codecs as `avtok.load.load_codec` gives them."""
         self.model, self.cfg, self.prediction, self.name = model, cfg, prediction, name
         self.video, self.audio = video, audio
+        self.without_lora: dict[str, Tensor] | None = None
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> WorldModelPipeline:
@@ -92,6 +94,19 @@ class WorldModelPipeline:
         return cls(
             model, cfg, prediction, video=load_codec(video), audio=load_codec(audio), name=Path(name).name
         )
+
+    def load_lora(self, folder: str | Path, *, scale: float = 1.0) -> None:
+        """Generates with a LoRA, in place of one that is loaded. folder: its own, or a run that made one.
+        scale: how much of it, 1 as trained. LoraError for one of another base."""
+        lora = read_lora(folder)
+        self.unload_lora()
+        self.without_lora = merge_lora(self.model, lora, name=self.name, scale=scale)
+
+    def unload_lora(self) -> None:
+        """The model is again what it was, bit for bit."""
+        if self.without_lora is not None:
+            restore(self.model, self.without_lora)
+        self.without_lora = None
 
     @torch.no_grad()
     def __call__(

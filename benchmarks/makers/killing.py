@@ -288,8 +288,8 @@ def traced_worker(settings: dict[str, Any]) -> None:
         return load(folder, engine)
 
     class TracedCommits(plain_commits):
-        def __init__(self, cfg: RunConfig, engine: Any, ledger: Ledger, attempt: int, board: Any) -> None:
-            super().__init__(cfg, engine, ledger, attempt, board)
+        def __init__(self, cfg: RunConfig, engine: Any, ledger: Ledger, attempt: int, *more: Any) -> None:
+            super().__init__(cfg, engine, ledger, attempt, *more)
             self.file = (place / f"rank{engine.rank}-{time.time_ns()}-{os.getpid()}.jsonl").open("w")
             about = {"rank": engine.rank, "attempt": attempt, "began": time.time()}
             self.note(about | {"restored": restored[0] if restored else ""})

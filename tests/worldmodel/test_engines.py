@@ -69,7 +69,9 @@ def write_other_model(folder: Path) -> None:
     write_checkpoint(folder, PlainEngine(cfg, tiny_layout(cfg)), 1, {})
 
 
-def run_ranks(folder: Path, world_size: int, gather: str) -> list[dict[str, Any]]:
+def run_ranks(
+    folder: Path, world_size: int, gather: str, module: str = "tests.worldmodel.zero_ranks"
+) -> list[dict[str, Any]]:
     """What each rank of ZeroEngine reports."""
     ranks = []
     for rank in range(world_size):
@@ -84,7 +86,7 @@ def run_ranks(folder: Path, world_size: int, gather: str) -> list[dict[str, Any]
         command = [
             sys.executable,
             "-m",
-            "tests.worldmodel.zero_ranks",
+            module,
             str(rank),
             str(world_size),
             str(folder),

@@ -134,7 +134,9 @@ def with_nan(layout, step_of_nan: int) -> Iterator[list[LatentBatch]]:
 @pytest.mark.parametrize("step_of_nan", [3, 7])
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_committed(checkpoint_every, step_of_nan):
     run = Run(tiny_config(train={"checkpoint_every": checkpoint_every}))
-    with pytest.raises(TrainingDiverged, match=rf"step {step_of_nan}: the loss of .* is not finite; lower optim.lr"):
+    with pytest.raises(
+        TrainingDiverged, match=rf"step {step_of_nan}: the loss of .* is not finite; lower optim.lr"
+    ):
         run.go(with_nan(run.layout, step_of_nan))
     assert run.commits == [n for n in range(1, step_of_nan + 1) if n % checkpoint_every == 0]
     assert len(run.rows) == step_of_nan + 1  # the row shows it

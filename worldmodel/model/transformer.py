@@ -160,6 +160,10 @@ def _only_output(block: Block, *inputs: Any) -> Tensor:
     return block(*inputs)[0]
 
 
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 def _norm(x_BLD: Tensor) -> Tensor:
     return F.layer_norm(x_BLD, (x_BLD.shape[-1],))
 
@@ -251,6 +255,10 @@ class WorldTransformer(nn.Module):
         if self.stem is not None:
             seen = self.estimate(tokens, level_BK, level_of_BL, layout=layout)
             x_BLD = x_BLD + self.stem(seen, before, layout).to(x_BLD.dtype)
+        if torch.is_grad_enabled() and not x_BLD.requires_grad and _is_trained(self.blocks):
+            # What comes before is frozen (a LoRA). Without a gradient of its input a recomputed block has
+            # none of its weights either, and ZeRO-3's hooks run too early.
+            x_BLD.requires_grad_()
         level_BKD = self._led(self.levels(level_BK), tokens)
         at = self._at(level_of_BL, level_BK.shape[1], level_BKD.dtype)
         positions = on_device(layout, "positions_L3", device)

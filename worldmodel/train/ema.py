@@ -22,9 +22,10 @@ class ShardEma:
     def __init__(self, student: Any, teacher: Any, *, prefix: str) -> None:
         self.optimizer, self.teacher = student.optimizer, teacher
         ours = dict(student.module.named_parameters())
-        theirs = {prefix + name: parameter for name, parameter in teacher.module.named_parameters()}
-        for name, parameter in theirs.items():
+        every = {prefix + name: parameter for name, parameter in teacher.module.named_parameters()}
+        for name, parameter in every.items():
             _check_alignment(name, ours[name], parameter)
+        theirs = {name: parameter for name, parameter in every.items() if ours[name].requires_grad}
         # With equal master and model dtype DeepSpeed shares the tensors: clone, or the average is the student
         # itself.
         self.average = [flat.detach().float().clone() for flat in self.optimizer.fp32_partitioned_groups_flat]
@@ -36,6 +37,8 @@ class ShardEma:
         for name, parameter in theirs.items():
             group, offset, length = self.optimizer.grad_position[self.optimizer.get_param_id(ours[name])]
             parameter.ds_tensor.data = self.shards[group].narrow(0, offset, length)
+        for name in every.keys() - theirs.keys():  # frozen, so one shard serves both
+            every[name].ds_tensor.data = ours[name].ds_tensor.data
         self.publish()
 
     @torch.no_grad()

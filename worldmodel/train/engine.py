@@ -24,6 +24,7 @@ from torch import Tensor
 
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
+from worldmodel.lora import begin_lora, check_base
 from worldmodel.model.sequence_parallel import share_sequences
 from worldmodel.model.student import SelfFlowStudent
 from worldmodel.model.transformer import Block, WorldTransformer
@@ -32,7 +33,7 @@ from worldmodel.train.ema import ShardEma
 from worldmodel.train.gradient_norms import squares_by_part
 from worldmodel.train.optim import build_optimizer
 from worldmodel.train.warm_start import warm_start
-from worldmodel.train.whole import Place, WholeStep
+from worldmodel.train.whole import Fixed, Place, WholeStep
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema")
 TEACHER_PREFIX = "transformer."
@@ -71,13 +72,22 @@ class Engine(Protocol):
 
 def build_student(cfg: RunConfig, layout: Layout) -> SelfFlowStudent:
     """The same initial weights on every rank, without touching the global generator; those of train.init
-    where they fit. NothingFits and ValueError for a model that cannot be begun from."""
+    where they fit, with the adapters of train.lora. ValueError for a model that cannot be begun from."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         student = SelfFlowStudent(WorldTransformer(cfg.model, layout), cfg.objective, cfg.data.targets)
     if cfg.train.init:
-        warm_start(student.transformer, model_folder(cfg.train.init))
+        folder = model_folder(cfg.train.init)
+        fit = warm_start(student.transformer, folder)
+        if cfg.train.lora:
+            check_base(fit, folder, cfg)
+            begin_lora(student.transformer, cfg)
     return student
+
+
+def trained(module: torch.nn.Module) -> dict[str, Any]:
+    """Parameters by name; under a LoRA the others are frozen."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def slice_of_rank(numel: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -107,7 +117,7 @@ class PlainEngine:
         self.device = pick_device(cfg.train.device) if device is None else device
         dtype = torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32
         student = build_student(cfg, layout).to(self.device)
-        self.master = {n: p.detach().float().clone().requires_grad_() for n, p in student.named_parameters()}
+        self.master = {n: p.detach().float().clone().requires_grad_() for n, p in trained(student).items()}
         self.student = student.to(dtype)
         self.teacher = (
             build_student(cfg, layout).transformer.to(self.device, dtype).requires_grad_(False).eval()
@@ -124,7 +134,7 @@ class PlainEngine:
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of one micro-batch in fp32."""
         loss.backward()
-        for name, parameter in self.student.named_parameters():
+        for name, parameter in trained(self.student).items():
             gradient = self.gradient[name]
             if not self.has_gradient:  # of the step before: nothing to add to
                 gradient.zero_() if parameter.grad is None else gradient.copy_(parameter.grad)
@@ -184,13 +194,14 @@ class PlainEngine:
 
     @torch.no_grad()
     def _publish_student(self) -> None:
-        names, parameters = zip(*self.student.named_parameters(), strict=True)
-        torch._foreach_copy_(list(parameters), [self.master[name] for name in names])  # pyright: ignore
+        parameters = dict(self.student.named_parameters())
+        torch._foreach_copy_([parameters[n] for n in self.master], list(self.master.values()))  # pyright: ignore
 
     @torch.no_grad()
     def _publish_teacher(self) -> None:
-        names, parameters = zip(*self.teacher.named_parameters(), strict=True)
-        torch._foreach_copy_(list(parameters), [self.ema[TEACHER_PREFIX + name] for name in names])  # pyright: ignore
+        parameters = dict(self.teacher.named_parameters())
+        ours = [parameters[name.removeprefix(TEACHER_PREFIX)] for name in self.ema]
+        torch._foreach_copy_(ours, list(self.ema.values()))  # pyright: ignore
 
 
 class ZeroEngine:
@@ -237,16 +248,24 @@ class ZeroEngine:
     def _keep_whole(self) -> WholeStep:
         """For models that fit: takes over DeepSpeed's gathers and reductions, leaves it the shards."""
         students = {}
-        for name, parameter in self.engine.module.named_parameters():
+        for name, parameter in trained(self.engine.module).items():
             group, offset, length = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
             students[name] = Place(parameter, group, offset, length)
-        teachers = [
-            replace(students[TEACHER_PREFIX + name], parameter=parameter)
-            for name, parameter in self.teacher_engine.module.named_parameters()
-        ]  # whose shards line up with the student's
+        averaged = {TEACHER_PREFIX + name: p for name, p in self.teacher_engine.module.named_parameters()}
+        # Their shards line up with the student's.
+        teachers = [replace(students[name], parameter=p) for name, p in averaged.items() if name in students]
+        frozen = [
+            (p, averaged[name]) for name, p in self.engine.module.named_parameters() if name not in students
+        ]
         # What these hooks gather and release stays whole; they also trip over the teacher's two lengths.
         self.teacher_engine.optimizer._remove_module_hooks()
-        return WholeStep(self.optimizer, list(students.values()), teachers, self.average.shards)
+        return WholeStep(
+            self.optimizer,
+            list(students.values()),
+            teachers,
+            self.average.shards,
+            fixed=Fixed.gathered(frozen),
+        )
 
     @torch.no_grad()
     def _start_from_fp32(self, initial: SelfFlowStudent) -> None:
@@ -313,7 +332,7 @@ class ZeroEngine:
 
     def shards(self) -> dict[str, ParameterShard]:
         found = {}
-        for name, parameter in self.engine.module.named_parameters():
+        for name, parameter in trained(self.engine.module).items():
             group, offset, _ = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
             shape = tuple(parameter.ds_shape)
             start, end = slice_of_rank(math.prod(shape), self.rank, self.world_size)

@@ -11,12 +11,13 @@ from worldmodel.config import OptimConfig
 
 
 def build_optimizer(parameters: Iterable[Tensor], cfg: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only."""
-    everything = list(parameters)
+    """AdamW on what is not frozen; weight decay on matrices only."""
+    everything = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in everything if p.ndim >= 2], "weight_decay": cfg.weight_decay},
         {"params": [p for p in everything if p.ndim < 2], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]  # a LoRA may be matrices only
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=1e-8, fused=True)
 
 

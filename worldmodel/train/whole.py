@@ -35,11 +35,35 @@ class Place:
     length: int
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """Frozen parameters of one module, whole for good: [n] each, shared with the other module."""
+
+    parameters: Sequence[Any]
+    wholes: Sequence[Tensor]
+
+    @classmethod
+    def gathered(cls, pairs: Sequence[tuple[Any, Any]]) -> tuple[Fixed, Fixed]:
+        """Of student and teacher, whose frozen parameters are the same. On all ranks at once."""
+        students, teachers = [s for s, _ in pairs], [t for _, t in pairs]
+        if students:
+            students[0].all_gather(param_list=students)
+        wholes = [student.data.clone() for student in students]
+        for parameter in (*students, *teachers):
+            parameter.ds_persist = True
+        return cls(students, wholes), cls(teachers, wholes)
+
+    def put(self) -> None:
+        for parameter, whole in zip(self.parameters, self.wholes, strict=True):
+            parameter.data = whole
+            parameter.ds_status = type(parameter.ds_status).AVAILABLE
+
+
 class WholeParameters:
     """Keeps the parameters of one ZeRO-3 module whole. `refresh` on all ranks when shards have changed."""
 
-    def __init__(self, places: Sequence[Place], flats: Sequence[Tensor]) -> None:
-        self.places, self.flats = places, [flat.detach() for flat in flats]
+    def __init__(self, places: Sequence[Place], flats: Sequence[Tensor], fixed: Fixed) -> None:
+        self.places, self.flats, self.fixed = places, [flat.detach() for flat in flats], fixed
         self.exchanges = [Exchange(flat) for flat in self.flats]
         self.wholes = [self._room_for(place) for place in places]
         for place in places:
@@ -62,6 +86,7 @@ class WholeParameters:
         for place, whole in zip(self.places, self.wholes, strict=True):
             place.parameter.data = whole.view(place.parameter.ds_shape)
             place.parameter.ds_status = type(place.parameter.ds_status).AVAILABLE
+        self.fixed.put()
 
     def _put(self, group: int, rank: int, shard_S: Tensor) -> None:
         for place, whole in zip(self.places, self.wholes, strict=True):
@@ -110,8 +135,10 @@ class WholeStep:
         students: Sequence[Place],
         teachers: Sequence[Place],
         teacher_flats: list[Tensor],
+        *,
+        fixed: tuple[Fixed, Fixed],
     ) -> None:
-        """optimizer: DeepSpeed's stage 3. teacher_flats: laid out like the student's."""
+        """optimizer: DeepSpeed's stage 3. teacher_flats: laid out like the student's. fixed: of both."""
         self.optimizer = optimizer
         optimizer.parameter_offload._remove_module_hooks()
         for hook in (*optimizer._grad_acc_hooks, *optimizer._leaf_module_hooks):
@@ -120,8 +147,8 @@ class WholeStep:
         optimizer._prepare_fp32_grad_for_sub_group = self._hand_over
         flats = optimizer.fp16_partitioned_groups_flat
         self.student, self.teacher = (
-            WholeParameters(students, flats),
-            WholeParameters(teachers, teacher_flats),
+            WholeParameters(students, flats, fixed[0]),
+            WholeParameters(teachers, teacher_flats, fixed[1]),
         )
         self.gradients = WholeGradients(students, flats)
         self.shared: list[Tensor] = []
