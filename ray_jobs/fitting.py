@@ -35,7 +35,7 @@ class Margin:
 GPU_MARGIN = Margin(0.05, 2.0)
 # glibc keeps what is freed, as `worldmodel bench dry_run` measures it; a worker's imports take 0.7 GB, Ray's
 # own some more.
-CPU_MARGIN = Margin(0.3, 1.0)
+CPU_MARGIN = Margin(0.35, 1.0)
 SIZES = {  # of configs/av_*.yaml: depth, width, head_dim
     "av_2b": (28, 1536, 128),
     "av_1b": (24, 1152, 128),

@@ -53,7 +53,8 @@ def step_memory(cfg: RunConfig, layout: Layout, student: SelfFlowStudent, *, on_
     with MetaAttention(is_fused=on_gpu), LiveBytes() as live:
         losses = self_flow_losses(student, student.transformer, one, objective, cfg.model.depth)
         kept = live.now
-        losses.objective(one.counts(), objective).backward()
+        # As a function: what Tensor.backward calls, recomputation, would go past MetaAttention.
+        torch.autograd.backward(losses.objective(one.counts(), objective))
     for hook in hooks:
         hook.remove()
     student.transformer.recompute = False
@@ -129,7 +130,8 @@ class MetaAttention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        return _Fused.apply(*args) if self.is_fused else products(*args, kwargs["attn_mask"])
+        fused: Any = _Fused.apply
+        return fused(*args) if self.is_fused else products(*args, kwargs["attn_mask"])
 
 
 class _Fused(torch.autograd.Function):

@@ -155,7 +155,7 @@ def _by_block(cfg: RunConfig, count: Counts) -> dict[str, int]:
     soon = 0 if cfg.train.workers == 1 else min(count.whole, REUSED_WITHIN // 2)
     return {
         "whole": 0,
-        "buffers": BUCKET * FP32,
+        "buffers": min(count.whole, BUCKET) * FP32,
         "gathered": (soon + count.largest_block) * count.value_bytes,
         "update": count.shard * FP32,  # gradients in one piece
     }
