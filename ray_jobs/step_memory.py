@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,8 +22,9 @@ from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.config import RunConfig
 from worldmodel.draw import draw
 from worldmodel.layout import Layout
-from worldmodel.model.attention import products
+from worldmodel.model import attention
 from worldmodel.model.student import SelfFlowStudent
+from worldmodel.model.visibility import Visibility
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import self_flow_losses
 
@@ -50,11 +50,10 @@ def step_memory(cfg: RunConfig, layout: Layout, student: SelfFlowStudent, *, on_
     one = draw(batch, layout, objective, _NoNoise(0, 0, tuple(range(bucket.batch_clips))))
     student.transformer.recompute = cfg.train.recompute
     hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in student.parameters()]
-    with MetaAttention(is_fused=on_gpu), LiveBytes() as live:
+    with meta_attention(is_fused=on_gpu), LiveBytes() as live:
         losses = self_flow_losses(student, student.transformer, one, objective, cfg.model.depth)
         kept = live.now
-        # As a function: what Tensor.backward calls, recomputation, would go past MetaAttention.
-        torch.autograd.backward(losses.objective(one.counts(), objective))
+        losses.objective(one.counts(), objective).backward()
     for hook in hooks:
         hook.remove()
     student.transformer.recompute = False
@@ -120,18 +119,21 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self.known.pop(key)
 
 
-class MetaAttention(TorchFunctionMode):
-    """The meta device has no attention of its own: fused as on a GPU, or two products as on the CPU."""
+@contextmanager
+def meta_attention(*, is_fused: bool) -> Iterator[None]:
+    """The meta device has no attention of its own: fused as on a GPU, or two products as on the CPU. In place
+    of the function, because modes of PyTorch do not reach what backward computes again."""
 
-    def __init__(self, *, is_fused: bool) -> None:
-        super().__init__()
-        self.is_fused = is_fused
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
+    def attend(q_BHLd: Tensor, k_BHJd: Tensor, v_BHJd: Tensor, visibility: Visibility) -> Tensor:
         fused: Any = _Fused.apply
-        return fused(*args) if self.is_fused else products(*args, kwargs["attn_mask"])
+        kept = (q_BHLd, k_BHJd, v_BHJd)
+        return fused(*kept) if is_fused else attention.products(*kept, visibility.bias)
+
+    before, attention.attend = attention.attend, attend
+    try:
+        yield
+    finally:
+        attention.attend = before
 
 
 class _Fused(torch.autograd.Function):
