@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from avtok.load import codec_spec
@@ -137,6 +138,13 @@ def changed(cfg: RunConfig, changes: Changes) -> RunConfig:
 
 
 def memory_of(cfg: RunConfig, *, on_gpu: bool) -> WorkerMemory:
+    """Kept: a search comes by the same config more than once."""
+    return _memory_of(cfg.model_dump_json(), on_gpu)
+
+
+@lru_cache(maxsize=64)
+def _memory_of(config: str, on_gpu: bool) -> WorkerMemory:
+    cfg = RunConfig.model_validate_json(config)
     layout = Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
     return sizes(cfg, layout, build_on_meta(cfg, layout), on_gpu=on_gpu)
 

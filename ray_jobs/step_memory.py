@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -21,10 +21,10 @@ from ray_jobs.buckets import buckets_of
 from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.config import RunConfig
 from worldmodel.draw import draw
-from worldmodel.layout import Layout
+from worldmodel.layout import Layout, PerToken, on_device
 from worldmodel.model import attention
 from worldmodel.model.student import SelfFlowStudent
-from worldmodel.model.visibility import Visibility
+from worldmodel.model.visibility import Visibility, window_structure
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import self_flow_losses
 
@@ -49,6 +49,7 @@ def step_memory(cfg: RunConfig, layout: Layout, student: SelfFlowStudent, *, on_
     batch = empty_batch(layout, bucket.batch_clips)
     one = draw(batch, layout, objective, _NoNoise(0, 0, tuple(range(bucket.batch_clips))))
     student.transformer.recompute = cfg.train.recompute
+    _make_what_is_kept(cfg, layout)
     hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in student.parameters()]
     with meta_attention(is_fused=on_gpu), LiveBytes() as live:
         losses = self_flow_losses(student, student.transformer, one, objective, cfg.model.depth)
@@ -58,6 +59,14 @@ def step_memory(cfg: RunConfig, layout: Layout, student: SelfFlowStudent, *, on_
         hook.remove()
     student.transformer.recompute = False
     return StepMemory(batch=_bytes_of([batch, one]), kept=kept, passing=live.peak - kept)
+
+
+def _make_what_is_kept(cfg: RunConfig, layout: Layout) -> None:
+    """Positions and masks of a layout are made once, not in each step."""
+    device = torch.device("meta")
+    for name in get_args(PerToken):
+        on_device(layout, name, device)
+    window_structure(layout, cfg.model.window_chunks, cfg.model.sink_chunks, device)
 
 
 def empty_batch(layout: Layout, clips: int) -> LatentBatch:

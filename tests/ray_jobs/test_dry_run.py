@@ -122,6 +122,18 @@ def test_activations_are_within_a_tenth_of_what_a_real_step_keeps(precision: str
     assert found.kept + found.passing == pytest.approx(live.peak, rel=0.1)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_on_a_gpu_attention_keeps_no_weights_not_even_when_it_is_computed_again(recompute: bool):
+    many_heads = {"depth": 2, "width": 96, "head_dim": 8, "text_tokens": 512}
+    cfg = config(model=many_heads, train={"device": "cuda", "recompute": recompute})
+    layout = layout_of(cfg)
+    found = step_memory(cfg, layout, build_on_meta(cfg, layout), on_gpu=True)
+    weights = 2 * 12 * layout.length**2 * 2  # of one block: clips, heads, tokens squared, bytes
+    assert found.passing + found.kept / 2 < weights
+    on_cpu = step_memory(cfg, layout, build_on_meta(cfg, layout), on_gpu=False)
+    assert on_cpu.passing + on_cpu.kept > weights
+
+
 def test_flops_are_those_of_the_paths_that_tokens_take():
     wide = {"depth": 3, "width": 384, "head_dim": 48}
     cfg = config(model=wide, objective={"rep": "none"}, train={"micro_batches": 3})

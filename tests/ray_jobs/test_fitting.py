@@ -87,7 +87,7 @@ def test_more_workers_are_named_as_far_as_they_are_declared():
     fitting, _ = applied(str(refused.value), cfg)
     check(fitting, cluster)
     with pytest.raises(UserError, match="no smaller setting"):
-        check(cfg, cluster.model_copy(update={"workers": None, "cpu_memory_gb": 1.001}))
+        check(cfg, cluster.model_copy(update={"workers": None}))
 
 
 def test_sizes_that_are_proposed_are_those_of_the_configs():
