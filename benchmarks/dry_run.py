@@ -11,6 +11,7 @@ on a mapping of its own, so that what is freed leaves RSS at once: the dry run c
 max_relative_error_default_malloc: as workers run, where glibc keeps some of what is freed; as it is, 6 cases.
 
 Prediction: 0.05, small tensors and Python's own objects; with the default malloc 0.15.
+Outcome: 0.035, always below what is measured; 0.16 to 0.25 below it with the default malloc.
 """
 
 from __future__ import annotations
