@@ -156,6 +156,9 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML of the run")],
     overrides: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="what it would take; no cluster")] = False,
+    cluster: Annotated[
+        str | None, typer.Option(help="for --dry-run: a GPU's name, such as h100, or a YAML file of numbers")
+    ] = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -168,7 +171,9 @@ def train(
     if dry_run:
         from ray_jobs.dry_run import answer_dry_run
 
-        return answer_dry_run(cfg, as_json)
+        return answer_dry_run(cfg, cluster, as_json)
+    if cluster is not None:
+        raise UserError("--cluster only says what --dry-run compares with; add --dry-run, or leave it out")
     check_given(cfg)  # before the imports that cost seconds
     from ray_jobs.cluster import connect
     from ray_jobs.progress import ProgressDisplay

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,52 @@ from avtok.load import codec_spec
 from ray_jobs.buckets import buckets_of
 from ray_jobs.cli_output import answer
 from ray_jobs.cluster import CPUS_PER_DECODER
+from ray_jobs.declared_cluster import Cluster, declared_cluster
 from ray_jobs.errors import UserError
-from ray_jobs.model_cost import (
-    build_on_meta,
-    flops_per_step,
-    over_flow_matching,
-    parameters_by_part,
-    sizes,
-)
+from ray_jobs.fitting import GB, needs, refuse_what_cannot_fit
+from ray_jobs.model_cost import build_on_meta, flops_per_step, over_flow_matching, parameters_by_part
 from ray_jobs.preflight import check_codecs
 from ray_jobs.sources import SourceRow, read_sources
+from ray_jobs.step_time import step_time
+from ray_jobs.worker_memory import Counts, sizes
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 
-GB = 1 << 30
 PROBED = 64  # files of a source that was not indexed; the rest are taken to be like them
-ESTIMATES = ("activations", "data of a source that is not indexed")
+ESTIMATES = ("activations on a GPU", "seconds", "data of a source that is not indexed")
+KINDS = (
+    "weights",
+    "optimizer",
+    "gradients",
+    "teacher",
+    "whole",
+    "buffers",
+    "batches",
+    "gathered",
+    "activations",
+)
+
+WORST = {
+    "building": "while it is built",
+    "step": "within a step",
+    "update": "as weights are updated",
+    "commit": "while a commit is written",
+}
 
 
-def dry_run(cfg: RunConfig) -> dict[str, Any]:
-    """Facts by topic; bytes and counts are whole numbers. UserError for what does not divide or fit."""
+def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
+    """Facts by topic; bytes and counts are whole numbers. UserError for what does not divide, or does not fit
+    the workers of a declared cluster."""
+    cluster = cluster or Cluster()
     layout = _layout(cfg)
     student = build_on_meta(cfg, layout)
     parts = parameters_by_part(student)
-    bytes_of = sizes(cfg, layout, student)
+    on_gpu = cfg.train.device == "cuda" or (cfg.train.device == "auto" and cluster.has_gpus)
+    memory = sizes(cfg, layout, student, on_gpu=on_gpu)
+    refuse_what_cannot_fit(cfg, cluster, on_gpu=on_gpu, memory=memory)
     batch_clips = buckets_of(cfg)[0].batch_clips  # others hold as many tokens, where data.batch_tokens is set
     clips = cfg.train.micro_batches * batch_clips
-    on_gpu = cfg.train.device == "cuda"
+    takes = step_time(cfg, layout, cluster, Counts.of(student, cfg.train.workers), batch_clips)
     flops = flops_per_step(cfg, layout, student)
     return {
         "name": cfg.name,
@@ -57,10 +75,11 @@ def dry_run(cfg: RunConfig) -> dict[str, Any]:
                 "action": layout.num_chunks,
             },
         },
-        "worker_bytes": asdict(bytes_of) | {"total": bytes_of.worker},
+        "worker_bytes": memory.as_facts()
+        | {"needed_gb": {need.memory: need.gb for need in needs(memory, cluster, on_gpu=on_gpu)}},
         "checkpoint_bytes": {
-            "one": bytes_of.checkpoint,
-            "kept": bytes_of.checkpoint * cfg.train.keep_checkpoints,
+            "one": memory.checkpoint,
+            "kept": memory.checkpoint * cfg.train.keep_checkpoints,
         },
         "data": describe_data(cfg),
         "train": {
@@ -76,14 +95,18 @@ def dry_run(cfg: RunConfig) -> dict[str, Any]:
             "workers": cfg.train.workers,
             "cpus": cfg.train.workers * (1 + max(1, cfg.data.decode_actors) * CPUS_PER_DECODER),
             "gpus": cfg.train.workers if on_gpu else 0,
-            "gpus_if_any": cfg.train.device == "auto",
+            "gpus_if_any": cfg.train.device == "auto" and not on_gpu,
+            "declared": cluster.model_dump(exclude_none=True),
         },
+        "seconds": takes.as_facts(cfg, cluster) if takes else None,
         "estimates": list(ESTIMATES),
     }
 
 
-def answer_dry_run(cfg: RunConfig, as_json: bool) -> None:
-    facts = dry_run(cfg)
+def answer_dry_run(cfg: RunConfig, cluster: str | None, as_json: bool) -> None:
+    """cluster: as --cluster gives it."""
+    declared = declared_cluster(cluster, cfg.train.precision, cfg.train.workers) if cluster else None
+    facts = dry_run(cfg, declared)
     answer(facts, as_json, describe(facts))
 
 
@@ -135,7 +158,6 @@ def describe(facts: dict[str, Any]) -> str:
     """Lines for people."""
     size, tokens, cluster = facts["worker_bytes"], facts["tokens"], facts["cluster"]
     parts = [f"  {part}: {_count(n)}" for part, n in facts["parameters"].items() if part != "total"]
-    kinds = ("weights", "optimizer", "gradients", "teacher", "gathered", "activations")
     train, data, stored = facts["train"], facts["data"], facts["checkpoint_bytes"]
     idle = f"; {train['idle_slots']} slots a step are empty" if train["idle_slots"] else ""
     maybe = " (and as many GPUs, if the cluster has any)" if cluster["gpus_if_any"] else ""
@@ -145,14 +167,16 @@ def describe(facts: dict[str, Any]) -> str:
             *parts,
             f"tokens: {tokens['clip']} a clip, {tokens['micro_batch']} a micro-batch, "
             f"{tokens['step']} a step",
-            f"memory of a worker: {size['total'] / GB:.2f} GB, and what the libraries take",
-            *(f"  {kind}: {size[kind] / GB:.2f} GB" for kind in kinds[:-1]),
-            f"  activations: about {size['activations'] / GB:.2f} GB (estimate)",
+            f"memory of a worker: {size['total'] / GB:.2f} GB at most ({WORST[size['worst_at']]}), and what "
+            "libraries take",
+            f"  {', '.join(f'{kind} {size[kind] / GB:.2f}' for kind in KINDS if size[kind])}",
+            *(f"  of {name} memory with libraries: {gb:.3g} GB" for name, gb in size["needed_gb"].items()),
             f"checkpoint: {stored['one'] / GB:.2f} GB, {stored['kept'] / GB:.2f} GB kept",
             f"data: {_data_words(data)}",
             f"steps: {train['steps']} of {train['clips_per_step']} clips, {train['commits']} commits{idle}",
             f"compute: {train['flops_per_step'] / 1e12:.3g} TFLOP a step of all workers, "
             f"{train['over_flow_matching']:.2f} of plain flow matching's",
+            *_time_words(facts["seconds"]),
             f"cluster: {cluster['workers']} workers, {cluster['cpus']:g} CPUs, {cluster['gpus']} GPUs{maybe}",
         ]
     )
@@ -198,6 +222,16 @@ def _data_words(data: dict[str, Any]) -> str:
         f"{data['batches_per_epoch']} micro-batches and {data['steps_per_epoch']:.4g} steps an epoch, "
         f"{data['epochs']:.3g} epochs"
     )
+
+
+def _time_words(seconds: dict[str, Any] | None) -> list[str]:
+    if seconds is None:
+        return []
+    return [
+        f"time: about {seconds['step_s']:.3g} s a step, {seconds['run_hours']:.3g} hours in all (estimate: "
+        f"{seconds['efficiency']:.2f} of the declared rate; {seconds['communication_s']:.3g} s of a step are "
+        "communication)"
+    ]
 
 
 def _count(number: int) -> str:

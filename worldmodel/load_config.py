@@ -69,7 +69,7 @@ def load_as(kind: type[Config], path: str | Path | None, overrides: list[str] | 
     try:
         cfg = kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError([*problems, *_describe_all(error, lines, path)]) from None
+        raise ConfigError([*problems, *_describe_all(kind, error, lines, path)]) from None
     if problems:
         raise ConfigError(problems)
     return cfg
@@ -157,16 +157,20 @@ def _take_unknown_keys(
     return problems
 
 
-def _describe_all(error: ValidationError, lines: dict[str, str], path: str | Path | None) -> list[str]:
+def _describe_all(
+    kind: type[BaseModel], error: ValidationError, lines: dict[str, str], path: str | Path | None
+) -> list[str]:
     """One line per setting: a list of the wrong length is one problem, not one for each element."""
     found: dict[str, str] = {}
     for one in error.errors():
-        where, key, problem = _describe(one, lines, path)
+        where, key, problem = _describe(kind, one, lines, path)
         found.setdefault(key or problem, f"{where}: {problem}")
     return list(found.values())
 
 
-def _describe(error: Any, lines: dict[str, str], path: str | Path | None) -> tuple[str, str, str]:
+def _describe(
+    kind: type[BaseModel], error: Any, lines: dict[str, str], path: str | Path | None
+) -> tuple[str, str, str]:
     """(file:line or --set, key, what was given and what it must be)."""
     names = [part for part in error["loc"] if not isinstance(part, int)]
     key = ".".join(names)
@@ -177,7 +181,7 @@ def _describe(error: Any, lines: dict[str, str], path: str | Path | None) -> tup
         shown = key if error["type"] == "missing" else key + index
         value = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
         given = "nothing" if value is None else repr(value)
-        return where or _source(path), key, f"{shown} {_must_be(error, names)}, got {given}"
+        return where or _source(path), key, f"{shown} {_must_be(kind, error, names)}, got {given}"
     # Cross-field checks name their settings as `key=value`; the first that was written gives the line.
     message = error["msg"].removeprefix("Value error, ")
     if key:
@@ -190,23 +194,23 @@ def _source(path: str | Path | None) -> str:
     return str(path) if path else "config"
 
 
-def _must_be(error: Any, names: list[str]) -> str:
-    kind, limits = error["type"], error.get("ctx", {})
-    annotation = _annotation_of(names)
-    if kind == "literal_error":
+def _must_be(kind: type[BaseModel], error: Any, names: list[str]) -> str:
+    problem, limits = error["type"], error.get("ctx", {})
+    annotation = _annotation_of(kind, names)
+    if problem == "literal_error":
         return f"must be one of {', '.join(repr(value) for value in get_args(annotation))}"
-    if kind in ("missing", "too_short", "too_long", "tuple_type"):
+    if problem in ("missing", "too_short", "too_long", "tuple_type"):
         return f"must be a list of {len(get_args(annotation))}"
-    if kind in BOUNDS:
-        bound = BOUNDS[kind]
+    if problem in BOUNDS:
+        bound = BOUNDS[problem]
         return f"must be {bound[0]} {limits[bound[1]]}"
-    if kind == "string_pattern_mismatch":
+    if problem == "string_pattern_mismatch":
         return f"must match {limits['pattern']}"
-    return next((text for start, text in KINDS if kind.startswith(start)), f"is not valid: {error['msg']}")
+    return next((text for start, text in KINDS if problem.startswith(start)), f"is not valid: {error['msg']}")
 
 
-def _annotation_of(names: list[str]) -> Any:
-    model: Any = RunConfig
+def _annotation_of(kind: type[BaseModel], names: list[str]) -> Any:
+    model: Any = kind
     annotation: Any = None
     for name in names:
         annotation = model.model_fields[name].annotation

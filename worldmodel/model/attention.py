@@ -43,7 +43,13 @@ def attend(q_BHLd: Tensor, k_BHJd: Tensor, v_BHJd: Tensor, visibility: Visibilit
     bias = visibility.bias
     if q_BHLd.device.type != "cpu":
         return F.scaled_dot_product_attention(q_BHLd, k_BHJd, v_BHJd, attn_mask=bias)
+    return products(q_BHLd, k_BHJd, v_BHJd, bias)
+
+
+def products(q_BHLd: Tensor, k_BHJd: Tensor, v_BHJd: Tensor, bias: Tensor | None) -> Tensor:
+    """What `attend` does on the CPU."""
     scores_BHLJ = (q_BHLd * q_BHLd.shape[-1] ** -0.5) @ k_BHJd.transpose(-1, -2)
+    assert bias is not None, "nothing is compiled on the CPU"
     scores_BHLJ += bias  # in place: at these sizes memory traffic is what costs
     return torch.softmax(scores_BHLJ, dim=-1) @ v_BHJd
 

@@ -218,24 +218,31 @@ class ZeroEngine:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = pick_device(cfg.train.device) if device is None else device
         deepspeed = _import_deepspeed(self.device)
-        student = build_student(cfg, layout).to(self.device)
-        teacher = build_student(cfg, layout).transformer.requires_grad_(False).eval().to(self.device)
         self.ranks = share_sequences(cfg.train.sequence_parallel)
         self.leads = self.ranks is None or self.ranks.rank == 0
-        for transformer in (student.transformer, teacher):
+        dtype = torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32
+
+        def placed(module: torch.nn.Module, transformer: WorldTransformer) -> None:
+            module.to(self.device, dtype)  # as DeepSpeed would, but not in fp32 on the device before
             prepare_blocks(transformer, cfg, self.device)
             transformer.sequence = self.ranks
-        for module in (student, teacher):
             # A block is gathered whole, by one collective: linear layer by linear layer, a small model spends
             # a third of each step waiting.
             deepspeed.utils.set_z3_leaf_modules(module, [Block])
-        optimizer = build_optimizer(student.parameters(), cfg.optim)
-        is_compiled = teacher.is_compiled
-        settings = _settings(cfg, micro_batches, is_compiled=is_compiled)
+
+        # One after the other: the student is in shards before the teacher is built whole.
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its whole configuration
+            student = build_student(cfg, layout)
+            placed(student, student.transformer)
+            is_compiled = student.transformer.is_compiled
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
-                model=student, optimizer=optimizer, config=settings, dist_init_required=False
+                model=student,
+                optimizer=build_optimizer(student.parameters(), cfg.optim),
+                config=_settings(cfg, micro_batches, is_compiled=is_compiled),
+                dist_init_required=False,
             )
+            teacher = build_student(cfg, layout).transformer.requires_grad_(False).eval()
+            placed(teacher, teacher)
             self.teacher_engine, *_ = deepspeed.initialize(
                 model=teacher, config=_settings(cfg, 1, is_compiled=is_compiled), dist_init_required=False
             )
