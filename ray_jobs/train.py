@@ -35,7 +35,7 @@ from ray_jobs.trackers import TrackerThread, check_tracker
 from ray_jobs.train_worker import layout_of, train_worker
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
-from worldmodel.lora import LoraError, base_of, check_base, check_same_base
+from worldmodel.lora import base_of, check_base, check_same_base
 from worldmodel.model_folder import model_folder
 from worldmodel.train.checkpoint import read_model_file
 from worldmodel.train.red_flags import RedFlags
@@ -96,12 +96,17 @@ def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:
         make_plan({name: str(path) for name, path in folder.manifests.items()}, cfg).save(folder.plan)
     commit = last_commit(folder.path)
     if commit is not None:
-        try:
-            check_same_base(read_model_file(commit).get("base"), base_of(cfg))
-        except LoraError as error:
-            raise UserError(str(error)) from None
+        check_adapted(cfg, commit)
     folder.claim(cfg, command)
     return folder, Plan.load(folder.plan), commit is not None
+
+
+def check_adapted(cfg: RunConfig, commit: Path) -> None:
+    """UserError where a LoRA would go on with another base than it was begun on."""
+    try:
+        check_same_base(read_model_file(commit).get("base"), base_of(cfg))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def index_all(cfg: RunConfig, folder: RunFolder) -> None:
