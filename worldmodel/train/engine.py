@@ -49,12 +49,17 @@ class ParameterShard:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def length(self) -> int:
+        return self.parts["weight"].numel()
+
 
 class Engine(Protocol):
     rank: int
     world_size: int
     device: torch.device
     leads: bool  # of the ranks that share each clip, the one that is counted
+    is_replicated: bool  # each rank holds all of the state: its shards are whole
 
     def student(self, *args: Any, **kwargs: Any) -> dict: ...
     def teacher(self, *args: Any, **kwargs: Any) -> dict: ...
@@ -99,6 +104,8 @@ def prepare_blocks(transformer: WorldTransformer, cfg: RunConfig, device: torch.
 
 class PlainEngine:
     """One process, no DeepSpeed: the reference that ZeroEngine must equal, and what GPU scripts run."""
+
+    is_replicated = False
 
     def __init__(self, cfg: RunConfig, layout: Layout, *, device: torch.device | None = None) -> None:
         self.rank, self.world_size, self.leads = 0, 1, True
@@ -159,7 +166,7 @@ class PlainEngine:
     def shards(self) -> dict[str, ParameterShard]:
         found = {}
         for name, master in self.master.items():
-            state = _adam_state(self.optimizer, master)
+            state = adam_state(self.optimizer, master)
             parts = {
                 "weight": master.detach().view(-1),
                 **{k: state[k].view(-1) for k in ("exp_avg", "exp_avg_sq")},
@@ -193,6 +200,8 @@ class PlainEngine:
 class ZeroEngine:
     """DeepSpeed ZeRO-3 for student and teacher. The process group must exist (TorchTrainer makes it)."""
 
+    is_replicated = False
+
     def __init__(
         self, cfg: RunConfig, layout: Layout, *, micro_batches: int, device: torch.device | None = None
     ) -> None:
@@ -203,7 +212,7 @@ class ZeroEngine:
             )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = pick_device(cfg.train.device) if device is None else device
-        deepspeed = _import_deepspeed(self.device)
+        deepspeed = import_deepspeed(self.device)
         student = build_student(cfg, layout).to(self.device)
         teacher = build_student(cfg, layout).transformer.requires_grad_(False).eval().to(self.device)
         self.ranks = share_sequences(cfg.train.sequence_parallel)
@@ -217,13 +226,19 @@ class ZeroEngine:
             deepspeed.utils.set_z3_leaf_modules(module, [Block])
         optimizer = build_optimizer(student.parameters(), cfg.optim)
         is_compiled = teacher.is_compiled
-        settings = _settings(cfg, micro_batches, is_compiled=is_compiled)
+        settings = deepspeed_settings(cfg, micro_batches, is_compiled=is_compiled)
+        if cfg.train.offload_optimizer:
+            settings["zero_optimization"]["offload_optimizer"] = {
+                "device": "cpu",
+                "pin_memory": self.device.type == "cuda",
+            }
+        teacher_settings = deepspeed_settings(cfg, 1, is_compiled=is_compiled)
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its whole configuration
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
                 model=student, optimizer=optimizer, config=settings, dist_init_required=False
             )
             self.teacher_engine, *_ = deepspeed.initialize(
-                model=teacher, config=_settings(cfg, 1, is_compiled=is_compiled), dist_init_required=False
+                model=teacher, config=teacher_settings, dist_init_required=False
             )
         self.average = ShardEma(self.engine, self.teacher_engine, prefix=TEACHER_PREFIX)
         self.micro_batches, self.has_teacher = micro_batches, cfg.objective.has_teacher
@@ -304,7 +319,7 @@ class ZeroEngine:
             shape = tuple(parameter.ds_shape)
             start, end = slice_of_rank(math.prod(shape), self.rank, self.world_size)
             master = self.optimizer.fp32_partitioned_groups_flat[group]
-            state = _adam_state(self.optimizer.optimizer, master)
+            state = adam_state(self.optimizer.optimizer, master)
             flats = {"weight": master, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
             if name.startswith(TEACHER_PREFIX):
                 flats["ema"] = self.average.average[group]
@@ -325,7 +340,7 @@ class ZeroEngine:
             self.whole.refresh()
 
 
-def _adam_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Tensor]:
+def adam_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Tensor]:
     """The moments of one parameter; zeros before the first step, so that a checkpoint finds where to go."""
     state = optimizer.state[master]
     if not state:
@@ -334,19 +349,21 @@ def _adam_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, T
     return state
 
 
-def _settings(cfg: RunConfig, micro_batches: int, *, is_compiled: bool) -> dict[str, Any]:
+def deepspeed_settings(cfg: RunConfig, micro_batches: int, *, is_compiled: bool) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": cfg.data.batch_clips,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": cfg.optim.clip_norm,
         "bf16": {"enabled": cfg.train.precision == "bf16"},
         "zero_allow_untested_optimizer": True,
+        # Its own optimizer for the host is compiled at start; torch's fused one is there.
+        "zero_force_ds_cpu_optimizer": False,
         # Sums over ranks and micro-batches in bf16 would cost parity with one process more than they save.
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 10**9,
         "zero_optimization": {
-            "stage": 3,
+            "stage": cfg.train.zero_stage,
             # Persistent full copies would go stale in the teacher, whose shards change behind DeepSpeed's
             # back.
             "stage3_param_persistence_threshold": 0,
@@ -361,7 +378,7 @@ def _settings(cfg: RunConfig, micro_batches: int, *, is_compiled: bool) -> dict[
     }
 
 
-def _import_deepspeed(device: torch.device) -> Any:
+def import_deepspeed(device: torch.device) -> Any:
     """Imports DeepSpeed quietly. On CPU it would compile a shared-memory operator at start; gloo does not
     need it."""
     if device.type == "cpu":
