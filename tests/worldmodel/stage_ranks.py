@@ -29,8 +29,9 @@ CASES: dict[str, dict[str, Any]] = {
     "stage-2": {"zero_stage": 2},
     "offloaded": {"offload_optimizer": True},
 }
+SHARED = {f"stage-{stage}-shared": {"zero_stage": stage, "sequence_parallel": 2} for stage in (0, 2)}
 RUNS = [
-    *((case, "fp32") for case in CASES),
+    *((case, "fp32") for case in (CASES | SHARED)),
     # A replica in bf16 is PlainEngine with the same sum over ranks.
     *((case, "bf16") for case in CASES if case != "stage-0"),
 ]
@@ -40,7 +41,7 @@ CHAIN = ("offloaded", "stage-1", "stage-2", "stage-0", "offloaded")
 def stage_config(case: str = "stage-0", precision: str = "fp32") -> RunConfig:
     """Two workers that add up two micro-batches each."""
     settings = {"steps": STEPS, "workers": 2, "micro_batches": 4, "precision": precision}
-    return tiny_config(train={**settings, "evaluate_every": STEPS, **CASES[case]})
+    return tiny_config(train={**settings, "evaluate_every": STEPS, **(CASES | SHARED)[case]})
 
 
 def rows_of(engine: Engine, cfg: RunConfig, *, held_out: tuple[int, ...]) -> list[dict[str, float]]:
@@ -53,7 +54,8 @@ def rows_of(engine: Engine, cfg: RunConfig, *, held_out: tuple[int, ...]) -> lis
         # In bf16 slow without the units for it.
         evaluation=(lambda: batches) if cfg.train.precision == "fp32" else None,
     )
-    ours = {"rank": engine.rank, "world_size": engine.world_size}
+    shared = cfg.train.sequence_parallel  # ranks that train on the same clips
+    ours = {"rank": engine.rank // shared, "world_size": engine.world_size // shared}
     stream = stream_of(layout, micro_batches=cfg.train.micro_batches, **ours)
     train(engine, stream, cfg, layout, start_step=0, hooks=hooks)
     return rows
@@ -88,10 +90,9 @@ def main(rank: int, world_size: int, folder: Path) -> None:
 
     for case, precision in RUNS:
         cfg = stage_config(case, precision)
-        engine = distributed_engine(
-            cfg, tiny_layout(cfg), micro_batches=cfg.train.micro_batches // world_size
-        )
-        rows = rows_of(engine, cfg, held_out=(100 + rank,))
+        per_rank = cfg.train.micro_batches * cfg.train.sequence_parallel // world_size
+        engine = distributed_engine(cfg, tiny_layout(cfg), micro_batches=per_rank)
+        rows = rows_of(engine, cfg, held_out=(100, 101) if case in SHARED else (100 + rank,))
         name = f"{case}-{precision}"
         write(name, engine)
         result[name] = {"rows": rows, "held": values_held(engine)}

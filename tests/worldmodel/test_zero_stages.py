@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.worldmodel.stage_ranks import CASES, CHAIN, RUNS, STEPS, rows_of, stage_config
+from tests.worldmodel.stage_ranks import CASES, CHAIN, RUNS, SHARED, STEPS, rows_of, stage_config
 from tests.worldmodel.synthetic import tiny_config, tiny_layout
 from worldmodel.train.checkpoint import (
     CheckpointMismatch,
@@ -81,6 +81,8 @@ def test_two_ranks_of_each_stage_train_like_one_process(plain, ranks, case, prec
         for row, other in zip(rows, expected, strict=True):
             for name in row.keys() - TIMES:
                 near = {"rel": 1e-2, "abs": 1e-3} if precision == "bf16" else {"rel": 1e-5}
+                if case in SHARED:  # attention is summed up in another order
+                    near = {"rel": 2e-4, "abs": 1e-6}
                 assert row[name] == pytest.approx(other[name], **near), name
 
 
@@ -110,11 +112,12 @@ def test_from_stage_1_on_a_rank_holds_half_of_masters_moments_and_average(plain,
         kind: sum(s.parts[kind].numel() for s in shards if kind in s.parts) for kind in ("weight", "ema")
     }
     for case, precision in RUNS:
+        is_replica = case.startswith("stage-0")
         held = [rank[f"{case}-{precision}"]["held"] for rank in ranks]
         for kind, numel in whole.items():
             parts = [one[kind] for one in held]
-            assert sum(parts) == (2 * numel if case == "stage-0" else numel)
-            assert max(parts) <= (numel if case == "stage-0" else 0.6 * numel)
+            assert sum(parts) == (2 * numel if is_replica else numel)
+            assert max(parts) <= (numel if is_replica else 0.6 * numel)
 
 
 def test_a_checkpoint_handed_through_all_stages_and_back_keeps_every_byte(plain, ranks, tmp_path):
