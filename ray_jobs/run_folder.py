@@ -26,6 +26,8 @@ PACKAGES = ("ray", "torch", "deepspeed", "av", "torchaudio", "pyarrow")
 FREE_TO_CHANGE = (
     "train.workers",
     "train.sequence_parallel",
+    "train.zero_stage",
+    "train.offload_optimizer",
     "train.threads",
     "train.recompute",
     "train.max_failures",

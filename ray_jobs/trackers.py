@@ -129,8 +129,8 @@ def check_tracker(cfg: RunConfig) -> None:
     kind = cfg.train.tracker
     if kind != "none" and importlib.util.find_spec(MODULES[kind]) is None:
         raise UserError(
-            f"train.tracker={kind}: {MODULES[kind]} is not installed; pip install 'worldmodel[{kind}]', "
-            "or set train.tracker=none"
+            f"train.tracker={kind}: {MODULES[kind]} is not installed; pip install {kind}, or set "
+            "train.tracker=none"
         )
 
 

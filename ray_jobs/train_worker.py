@@ -26,7 +26,8 @@ from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 from worldmodel.train.checkpoint import CheckpointMismatch, load_checkpoint
-from worldmodel.train.engine import ZeroEngine, pick_device
+from worldmodel.train.engine import pick_device
+from worldmodel.train.engines import distributed_engine
 from worldmodel.train.hand_round import hand_round
 from worldmodel.train.loop import Hooks, TrainingDiverged, train
 from worldmodel.train.no_compiler import turn_compiler_off
@@ -76,7 +77,8 @@ def _train(
     shared = cfg.train.sequence_parallel  # workers that train on the same clips
     data_rank, data_world_size = rank // shared, world_size // shared
     per_step = -(-cfg.train.micro_batches // data_world_size)
-    engine = ZeroEngine(cfg, layout, micro_batches=per_step, device=pick_device(cfg.train.device, local_rank))
+    device = pick_device(cfg.train.device, local_rank)
+    engine = distributed_engine(cfg, layout, micro_batches=per_step, device=device)
     if not _plan_is_there(board):
         return
     plan = Plan.load(settings["plan"])

@@ -257,6 +257,15 @@ class TrainConfig(Part):
         description="ZeRO-3 gathers weights and reduces gradients block by block, or all once a step, which "
         "takes up to 12 bytes a parameter more on each rank",
     )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=3,
+        description="what each worker holds only its share of: 3 weights, gradients and optimizer, 2 the "
+        "last two, 1 the optimizer, 0 nothing",
+    )
+    offload_optimizer: bool = Field(
+        default=False,
+        description="ZeRO-3 keeps and steps fp32 weights, moments and their average in the host's memory",
+    )
     checkpoint_every: int = Field(default=100, ge=1)
     evaluate_every: int = Field(default=250, ge=1)
     evaluate_clips: int = Field(default=32, ge=0)
@@ -354,6 +363,7 @@ class RunConfig(Part):
                     f"nearest: {min(max(1, round(chunks)), longest) * self.chunk_s}"
                 )
         self._shares()
+        self._offloads()
         if self.objective.rep == "repa" and not self.data.targets:
             raise ValueError(
                 "objective.rep=repa follows frozen encoders, but data.targets is empty; name one there, "
@@ -380,3 +390,18 @@ class RunConfig(Part):
                 raise ValueError(
                     f"train.sequence_parallel={ranks} does not divide the {number} {what}; use {fitting}"
                 )
+
+    def _offloads(self) -> None:
+        """ValueError where train.offload_optimizer is given with what it does not go with."""
+        needed = {"zero_stage": 3, "gather": "block"}
+        for name, value in needed.items():
+            if self.train.offload_optimizer and (given := getattr(self.train, name)) != value:
+                raise ValueError(
+                    f"train.offload_optimizer goes with train.{name}={value}, not {given}; "
+                    f"set train.{name}={value} or train.offload_optimizer=false"
+                )
+        if self.train.lora is not None and self.train.zero_stage in (1, 2):
+            raise ValueError(
+                f"train.lora goes with train.zero_stage=3 or 0, not {self.train.zero_stage}: frozen weights "
+                "are in no partition"
+            )

@@ -88,7 +88,7 @@ def test_a_tracker_that_fails_says_so_once_and_takes_no_more_rows(tmp_path, monk
 
 def test_a_library_that_is_not_installed_is_told_before_anything_starts(monkeypatch):
     monkeypatch.setitem(trackers.MODULES, "trackio", "no_such_module")
-    with pytest.raises(UserError, match=r"train\.tracker=trackio: .* pip install 'worldmodel\[trackio\]'"):
+    with pytest.raises(UserError, match=r"train\.tracker=trackio: .*; pip install trackio, or set"):
         check_tracker(config("trackio"))
 
 

@@ -1,8 +1,9 @@
 """Checkpoints as sharded safetensors that re-slice to any world size. Never pickle.
 
 A checkpoint folder holds shard-RRRRR-of-WWWWW.safetensors of each rank (flat fp32 slices named
-kind/parameter), shard-RRRRR-of-WWWWW.sha256 beside it, and model.json (step, parameter shapes, world size,
-model description). A shard is hashed before anything of it is used.
+kind/parameter; which of each parameter, [start, length], is in its header), shard-RRRRR-of-WWWWW.sha256
+beside it, and model.json (step, parameter shapes, world size, model description). A shard is hashed before
+anything of it is used.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from worldmodel.train.engine import TEACHER_PREFIX, Engine, slice_of_rank
+from worldmodel.train.engine import TEACHER_PREFIX, Engine, ParameterShard, slice_of_rank
 
-MODEL_FILE, HASH = "model.json", ".sha256"
+MODEL_FILE, HASH, INTERVALS = "model.json", ".sha256", "intervals"
 REMEDY = "resume from an older commit or restore the file"
 
 
@@ -51,12 +52,13 @@ class Snapshot:
     rank: int
     world_size: int
     shapes: dict[str, tuple[int, ...]]
+    intervals: dict[str, tuple[int, int]]  # start and length, which may be 0
     tensors: dict[str, Tensor]
 
     @classmethod
     def of(cls, engine: Engine) -> Snapshot:
         """Memory that `take` fills again and again; on the CPU it is page-locked for a GPU's sake."""
-        shards = engine.shards()
+        shards = _shards_to_write(engine)
         on_gpu = engine.device.type == "cuda"
         tensors = {
             f"{kind}/{name}": torch.empty(part.shape, dtype=part.dtype, pin_memory=on_gpu)
@@ -64,12 +66,13 @@ class Snapshot:
             for kind, part in shard.parts.items()
         }
         shapes = {name: shard.shape for name, shard in shards.items()}
-        return cls(engine.rank, engine.world_size, shapes, tensors).take(engine)
+        intervals = {name: (shard.start, shard.length) for name, shard in shards.items()}
+        return cls(engine.rank, engine.world_size, shapes, intervals, tensors).take(engine)
 
     @torch.no_grad()
     def take(self, engine: Engine) -> Snapshot:
         """Copies the engine's shards; when it returns the engine may change them."""
-        parts = [part for shard in engine.shards().values() for part in shard.parts.values()]
+        parts = [part for shard in _shards_to_write(engine).values() for part in shard.parts.values()]
         torch._foreach_copy_(list(self.tensors.values()), parts, non_blocking=True)  # pyright: ignore
         if engine.device.type == "cuda":
             torch.cuda.synchronize(engine.device)
@@ -79,7 +82,7 @@ class Snapshot:
         """The shard and its hash; rank 0 also writes model.json. On the disk when it returns, not on its way
         there. OSError when there is no space."""
         shard = folder / shard_name(self.rank, self.world_size)
-        save_file(self.tensors, str(shard))
+        save_file(self.tensors, str(shard), metadata={INTERVALS: json.dumps(self.intervals)})
         written = shard.with_suffix(HASH)
         written.write_text(content_hash(shard))
         files = [shard, written]
@@ -89,6 +92,19 @@ class Snapshot:
             files[-1].write_text(json.dumps(about, indent=1))
         for file in files:
             flush_to_disk(file)
+
+
+def _shards_to_write(engine: Engine) -> dict[str, ParameterShard]:
+    """What this rank writes: its shards, or its share of what every rank holds."""
+    shards = engine.shards()
+    if not engine.is_replicated:
+        return shards
+    shares = {}
+    for name, shard in shards.items():
+        start, end = slice_of_rank(shard.numel, engine.rank, engine.world_size)
+        parts = {kind: part[start:end] for kind, part in shard.parts.items()}
+        shares[name] = replace(shard, start=start, parts=parts)
+    return shares
 
 
 def flush_to_disk(file: Path) -> None:
@@ -120,7 +136,7 @@ def _reason(error: Exception) -> str:
 
 
 class CheckpointReader:
-    """Reads slices of parameters whatever world size wrote them."""
+    """Reads slices of parameters whatever world size and ZeRO stage wrote them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -129,6 +145,8 @@ class CheckpointReader:
         self.files = [
             _open_shard(folder / shard_name(rank, self.world_size)) for rank in range(self.world_size)
         ]
+        # None in checkpoints that were written before other stages than ZeRO-3 were.
+        self.intervals = [json.loads((file.metadata() or {}).get(INTERVALS, "null")) for file in self.files]
         self.checked = set[int]()
 
     def check(self, rank: int) -> None:
@@ -148,7 +166,7 @@ class CheckpointReader:
         numel = int(torch.Size(self.model["shapes"][name]).numel())
         pieces = []
         for rank, file in enumerate(self.files):
-            low, high = slice_of_rank(numel, rank, self.world_size)
+            low, high = self._held(rank, name, numel)
             first, last = max(start, low), min(end, high)
             if first < last:
                 self.check(rank)
@@ -157,7 +175,21 @@ class CheckpointReader:
                 except SafetensorError as error:
                     shard = self.folder / shard_name(rank, self.world_size)
                     raise CheckpointMismatch(f"{shard}: no {kind}/{name}: {error}; {REMEDY}") from None
-        return torch.cat(pieces) if pieces else torch.empty(0)
+        found = torch.cat(pieces) if pieces else torch.empty(0)
+        if found.numel() != end - start:
+            raise CheckpointMismatch(
+                f"{self.folder}: its shards hold {found.numel()} of the {end - start} values of "
+                f"{kind}/{name}; {REMEDY}"
+            )
+        return found
+
+    def _held(self, rank: int, name: str, numel: int) -> tuple[int, int]:
+        """[start, end) of a flattened parameter in one shard."""
+        intervals = self.intervals[rank]
+        if intervals is None:
+            return slice_of_rank(numel, rank, self.world_size)
+        start, length = intervals.get(name, (0, 0))
+        return start, start + length
 
     def whole(self, kind: str, name: str) -> Tensor:
         shape = self.model["shapes"][name]

@@ -29,10 +29,8 @@ class ShardEma:
         # With equal master and model dtype DeepSpeed shares the tensors: clone, or the average is the student
         # itself.
         self.average = [flat.detach().float().clone() for flat in self.optimizer.fp32_partitioned_groups_flat]
-        self.shards = [
-            torch.empty_like(average, dtype=flat.dtype)
-            for average, flat in zip(self.average, self.optimizer.fp16_partitioned_groups_flat, strict=True)
-        ]
+        # Of the weights that run, which are elsewhere where the optimizer is offloaded.
+        self.shards = [torch.empty_like(flat) for flat in self.optimizer.fp16_partitioned_groups_flat]
         teacher.optimizer.partition_all_parameters()
         for name, parameter in theirs.items():
             group, offset, length = self.optimizer.grad_position[self.optimizer.get_param_id(ours[name])]

@@ -51,6 +51,10 @@ class ParameterShard:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def length(self) -> int:
+        return self.parts["weight"].numel()
+
 
 class Engine(Protocol):
     rank: int
@@ -58,6 +62,7 @@ class Engine(Protocol):
     device: torch.device
     leads: bool  # of the ranks that share each clip, the one that is counted
     gradient_squares: Tensor  # of the last step, before clipping; see gradient_norms
+    is_replicated: bool  # each rank holds all of the state: its shards are whole
 
     def student(self, *args: Any, **kwargs: Any) -> dict: ...
     def teacher(self, *args: Any, **kwargs: Any) -> dict: ...
@@ -111,6 +116,8 @@ def prepare_blocks(transformer: WorldTransformer, cfg: RunConfig, device: torch.
 
 class PlainEngine:
     """One process, no DeepSpeed: the reference that ZeroEngine must equal, and what GPU scripts run."""
+
+    is_replicated = False
 
     def __init__(self, cfg: RunConfig, layout: Layout, *, device: torch.device | None = None) -> None:
         self.rank, self.world_size, self.leads = 0, 1, True
@@ -172,7 +179,7 @@ class PlainEngine:
     def shards(self) -> dict[str, ParameterShard]:
         found = {}
         for name, master in self.master.items():
-            state = _adam_state(self.optimizer, master)
+            state = adam_state(self.optimizer, master)
             parts = {
                 "weight": master.detach().view(-1),
                 **{k: state[k].view(-1) for k in ("exp_avg", "exp_avg_sq")},
@@ -207,6 +214,8 @@ class PlainEngine:
 class ZeroEngine:
     """DeepSpeed ZeRO-3 for student and teacher. The process group must exist (TorchTrainer makes it)."""
 
+    is_replicated = False
+
     def __init__(
         self, cfg: RunConfig, layout: Layout, *, micro_batches: int, device: torch.device | None = None
     ) -> None:
@@ -217,7 +226,7 @@ class ZeroEngine:
             )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = pick_device(cfg.train.device) if device is None else device
-        deepspeed = _import_deepspeed(self.device)
+        deepspeed = import_deepspeed(self.device)
         self.ranks = share_sequences(cfg.train.sequence_parallel)
         self.leads = self.ranks is None or self.ranks.rank == 0
         dtype = torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32
@@ -238,19 +247,28 @@ class ZeroEngine:
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
                 model=student,
                 optimizer=build_optimizer(student.parameters(), cfg.optim),
-                config=_settings(cfg, micro_batches, is_compiled=is_compiled),
+                config=self._settings(cfg, micro_batches, is_compiled=is_compiled),
                 dist_init_required=False,
             )
             teacher = build_student(cfg, layout).transformer.requires_grad_(False).eval()
             placed(teacher, teacher)
             self.teacher_engine, *_ = deepspeed.initialize(
-                model=teacher, config=_settings(cfg, 1, is_compiled=is_compiled), dist_init_required=False
+                model=teacher,
+                config=deepspeed_settings(cfg, 1, is_compiled=is_compiled),
+                dist_init_required=False,
             )
         self.average = ShardEma(self.engine, self.teacher_engine, prefix=TEACHER_PREFIX)
         self.micro_batches, self.has_teacher = micro_batches, cfg.objective.has_teacher
         self.whole = self._keep_whole() if cfg.train.gather == "step" else None
         self.student: torch.nn.Module = self.engine if self.whole is None else self.engine.module
         self._start_from_fp32(build_student(cfg, layout))
+
+    def _settings(self, cfg: RunConfig, micro_batches: int, *, is_compiled: bool) -> dict[str, Any]:
+        settings = deepspeed_settings(cfg, micro_batches, is_compiled=is_compiled)
+        if cfg.train.offload_optimizer:
+            on_gpu = self.device.type == "cuda"
+            settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+        return settings
 
     def _keep_whole(self) -> WholeStep:
         """For models that fit: takes over DeepSpeed's gathers and reductions, leaves it the shards."""
@@ -314,12 +332,19 @@ class ZeroEngine:
 
     def _measure_gradients(self) -> None:
         """When all ranks' are added, and before they are clipped: of this rank's slices, without padding."""
-        names = {id(parameter): name for name, parameter in self.engine.module.named_parameters()}
-        named = []
-        for group, gradients in self.optimizer.averaged_gradients.items():
-            for parameter, gradient in zip(self.optimizer.fp16_groups[group], gradients, strict=True):
-                start, end = slice_of_rank(math.prod(parameter.ds_shape), self.rank, self.world_size)
-                named.append((names[id(parameter)], gradient[: end - start]))
+        ours, optimizer, named = trained(self.engine.module), self.optimizer, list[tuple[str, Tensor]]()
+        place_of = {id(p): (name, math.prod(p.ds_shape)) for name, p in ours.items()}
+        for number, group in enumerate(optimizer.fp16_groups):
+            offset, masters = 0, optimizer.fp32_partitioned_groups_flat
+            for index, parameter in enumerate(group):
+                name, numel = place_of[id(parameter)]
+                start, end = slice_of_rank(numel, self.rank, self.world_size)
+                if optimizer.offload_optimizer:  # they are with the master weights
+                    gradient = masters[number].grad.narrow(0, offset, end - start)
+                    offset += parameter.ds_tensor.ds_numel
+                else:
+                    gradient = optimizer.averaged_gradients[number][index][: end - start]
+                named.append((name, gradient))
         self.gradient_squares = squares_by_part(named)
 
     def update_ema(self, decay: float) -> None:
@@ -344,7 +369,7 @@ class ZeroEngine:
             shape = tuple(parameter.ds_shape)
             start, end = slice_of_rank(math.prod(shape), self.rank, self.world_size)
             master = self.optimizer.fp32_partitioned_groups_flat[group]
-            state = _adam_state(self.optimizer.optimizer, master)
+            state = adam_state(self.optimizer.optimizer, master)
             flats = {"weight": master, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
             if name.startswith(TEACHER_PREFIX):
                 flats["ema"] = self.average.average[group]
@@ -365,7 +390,7 @@ class ZeroEngine:
             self.whole.refresh()
 
 
-def _adam_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Tensor]:
+def adam_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Tensor]:
     """The moments of one parameter; zeros before the first step, so that a checkpoint finds where to go."""
     state = optimizer.state[master]
     if not state:
@@ -374,19 +399,21 @@ def _adam_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, T
     return state
 
 
-def _settings(cfg: RunConfig, micro_batches: int, *, is_compiled: bool) -> dict[str, Any]:
+def deepspeed_settings(cfg: RunConfig, micro_batches: int, *, is_compiled: bool) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": cfg.data.batch_clips,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": cfg.optim.clip_norm,
         "bf16": {"enabled": cfg.train.precision == "bf16"},
         "zero_allow_untested_optimizer": True,
+        # Its own optimizer for the host is compiled at start; torch's fused one is there.
+        "zero_force_ds_cpu_optimizer": False,
         # Sums over ranks and micro-batches in bf16 would cost parity with one process more than they save.
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 10**9,
         "zero_optimization": {
-            "stage": 3,
+            "stage": cfg.train.zero_stage,
             # Persistent full copies would go stale in the teacher, whose shards change behind DeepSpeed's
             # back.
             "stage3_param_persistence_threshold": 0,
@@ -401,7 +428,7 @@ def _settings(cfg: RunConfig, micro_batches: int, *, is_compiled: bool) -> dict[
     }
 
 
-def _import_deepspeed(device: torch.device) -> Any:
+def import_deepspeed(device: torch.device) -> Any:
     """Imports DeepSpeed quietly. On CPU it would compile a shared-memory operator at start; gloo does not
     need it."""
     if device.type == "cpu":

@@ -18,7 +18,10 @@ def part_of(name: str) -> int:
 @torch.no_grad()
 def squares_by_part(gradients: Iterable[tuple[str, Tensor]]) -> Tensor:
     """[PARTS] sums of squares of named gradients, or of this rank's slices of them, where they lie."""
-    names, tensors = zip(*((n, g) for n, g in gradients if g.numel()), strict=True)
+    there = [(name, gradient) for name, gradient in gradients if gradient.numel()]
+    if not there:
+        return torch.zeros(len(PARTS), dtype=torch.float64)
+    names, tensors = zip(*there, strict=True)
     norms = torch.stack(torch._foreach_norm(list(tensors))).double()  # pyright: ignore
     parts = torch.tensor([part_of(name) for name in names], device=norms.device)
     return norms.new_zeros(len(PARTS)).index_add(0, parts, norms.square())

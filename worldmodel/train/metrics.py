@@ -120,8 +120,8 @@ def step_row(
     row["flops_per_s"] = signals.flops / step_s if step_s else 0.0
     if peak:
         row["mfu"] = row["flops_per_s"] / (peak * world_size)
-    for part in PARTS:
-        row[f"grad_norm_{part}"] = math.sqrt(getattr(signals, f"grad_{part}"))
+    if signals.grad_shared:  # ZeRO-1 and 2 do not tell them apart
+        row |= {f"grad_norm_{part}": math.sqrt(getattr(signals, f"grad_{part}")) for part in PARTS}
     row["stall_fraction"] = signals.wait_s / signals.step_s if signals.step_s else 0.0
     return row
 
