@@ -115,6 +115,7 @@ def save_lora(folder: Path, weights: Mapping[str, Tensor], cfg: RunConfig, base:
     layers = sorted({name.partition(".lora_")[0] for name in weights})
     config = _config_of(layers, cfg, base)
     config.inference_mode = True
+    config.target_modules = layers  # not a set, whose order changes from run to run
     config.save_pretrained(str(folder))
     save_file(named, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
 
