@@ -91,7 +91,7 @@ def _run_all(
     found = {run: result for run in runs if (result := finished(tier, run, out))}
     missing = [run for run in runs if run not in found]
     say(f"{len(found)} of {len(runs)} runs are there")
-    if not missing:
+    if not missing or time.monotonic() >= ends_at:
         return found
     _prepare(tier, out)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
