@@ -36,7 +36,7 @@ ARMS = {
     PLAIN: Arm("flow matching", _NOTHING),
     SELF_FLOW: Arm("Self-Flow"),
     "dual": Arm("two noise levels alone", ("objective.rep=none",)),
-    "flow_matching_flops": Arm("flow matching, Self-Flow's FLOPs", _NOTHING, equal_flops=True),
+    "flow_matching_flops": Arm("flow matching with Self-Flow's FLOPs", _NOTHING, equal_flops=True),
     "sra": Arm("SRA: teacher, one noise level", (_ONE_LEVEL, "objective.teacher_t=offset")),
     "layersync": Arm("LayerSync", (_ONE_LEVEL, "objective.rep=layersync", "objective.align_weight=0.2")),
     "velocity_heads": Arm("velocity heads", (_ONE_LEVEL, "objective.rep=velocity_heads")),
