@@ -10,10 +10,10 @@ from pathlib import Path
 from avtok.load import codec_folder
 from ray_jobs.errors import UserError
 from ray_jobs.model_card import card_facts
-from ray_jobs.run_folder import BEST, last_commit
+from ray_jobs.run_folder import BEST, CHECKS, last_commit
 from ray_jobs.train_worker import layout_of
 from worldmodel.config import RunConfig
-from worldmodel.export import NotAModel, load_model, save_model
+from worldmodel.export import NotAModel, check_facts, load_model, save_model
 from worldmodel.load_config import load_config
 from worldmodel.lora import base_of, check_same_base, merge_lora, read_lora, save_lora
 from worldmodel.model.transformer import WorldTransformer
@@ -41,6 +41,8 @@ def export_run(run: Path, out: Path, *, best: bool = False) -> Path:
     except ValueError as error:
         raise UserError(str(error)) from None
     facts = card_facts(run, cfg, int(reader.model["step"]))
+    if not best and (run / CHECKS).exists():  # they are of the last commit, and stay true of it
+        facts |= check_facts(json.loads((run / CHECKS).read_text("utf-8")))
     weights = reader.ema_weights()
     if cfg.train.lora and base:
         save_lora(out / LORA, weights, cfg, base)

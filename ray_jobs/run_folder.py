@@ -20,6 +20,7 @@ from worldmodel.load_config import config_difference, dump_config, load_config
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list: only what it names is committed
 BEST = "best"  # the folder of the commit with the lowest held-out error, see keep_best.py
+CHECKS = "checks.json"
 WARNINGS = "warnings.txt"  # what looked wrong while the run went on, a line each
 PACKAGES = ("ray", "torch", "deepspeed", "av", "torchaudio", "pyarrow")
 # Settings that may change between two starts of one run: they alter neither the samples nor the weights.

@@ -11,7 +11,7 @@ from ray_jobs.errors import JobError, UserError, storage_errors_in_words
 from ray_jobs.plan import Plan
 from ray_jobs.render import TRUTH_FILE
 from ray_jobs.rollout_rows import UNTRAINED
-from ray_jobs.run_folder import RunFolder, write_whole
+from ray_jobs.run_folder import CHECKS, RunFolder, write_whole
 from ray_jobs.train import TrainResult, run_training
 from worldmodel.config import RunConfig
 from worldmodel.export import add_facts, check_facts
@@ -68,7 +68,7 @@ def _continue_held_out(cfg: RunConfig, run: Path, say: Say) -> None:
         write_whole(folder.rollouts / REQUEST_FILE, json.dumps(request))
     write_picture(folder.rollouts, run / "continued.png")
     say("check", {})
-    checks = check_rollouts(folder.rollouts, truth=_truth_beside(cfg), out=run / "checks.json", seed=cfg.seed)
+    checks = check_rollouts(folder.rollouts, truth=_truth_beside(cfg), out=run / CHECKS, seed=cfg.seed)
     add_facts(folder.export, cfg, check_facts(checks))
 
 
