@@ -1,17 +1,10 @@
-"""Weights & Biases, MLflow or trackio, by train.tracker: where a run's rows, config and warnings go besides
-metrics.jsonl and TensorBoard.
-
-Each library takes its address and login from its own environment variables. What it does happens in a thread:
-a tracker that is slow or down costs the run nothing, and its first error is one warning.
-"""
+"""Weights & Biases, MLflow and trackio behind one interface. Each takes its address and login from its own
+environment variables; `ray_jobs.tracking` runs one of them in a process of its own."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import queue
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,18 +12,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_jobs.errors import UserError
-from ray_jobs.run_folder import write_whole
 from worldmodel.config import RunConfig
 
 PROJECT = "worldmodel"
-ID_FILE = "tracker.json"  # so that a resumed run goes on where it was
-MODULES = {"wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
-PATIENCE_S = 30.0  # for what is still under way at the end
 Row = dict[str, float]
 
 
 class Tracker(Protocol):
-    """One library. open gives the id under which it goes on."""
+    """open gives the id under which a resumed run goes on, `known` there."""
 
     def open(self, cfg: RunConfig, run: Path, known: str) -> str: ...
     def row(self, row: Row) -> None: ...
@@ -42,7 +31,6 @@ class Wandb:
     def open(self, cfg: RunConfig, run: Path, known: str) -> str:
         import wandb
 
-        self.wandb = wandb
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=cfg.name,
@@ -96,9 +84,8 @@ class MLflow:
         self.client.set_tag(self.id, "warning", text)
 
     def close(self, status: str) -> None:
-        self.client.set_terminated(
-            self.id, {"finished": "FINISHED", "stopped": "KILLED"}.get(status, "FAILED")
-        )
+        ends = {"finished": "FINISHED", "stopped": "KILLED"}
+        self.client.set_terminated(self.id, ends.get(status, "FAILED"))
 
 
 class Trackio:
@@ -124,63 +111,20 @@ class Trackio:
 KINDS: dict[str, Callable[[], Tracker]] = {"wandb": Wandb, "mlflow": MLflow, "trackio": Trackio}
 
 
-def check_tracker(cfg: RunConfig) -> None:
-    """UserError where the library is not installed."""
-    kind = cfg.train.tracker
-    if kind != "none" and importlib.util.find_spec(MODULES[kind]) is None:
+def check_tracker(kind: str) -> None:
+    """UserError where the library is not installed, or has nowhere to put anything."""
+    if kind == "none":
+        return
+    if importlib.util.find_spec(kind) is None:
         raise UserError(
-            f"train.tracker={kind}: {MODULES[kind]} is not installed; pip install {kind}, or set "
-            "train.tracker=none"
+            f"train.tracker={kind}: {kind} is not installed; pip install {kind}, or set train.tracker=none"
         )
-
-
-class TrackerThread:
-    """Hands rows and warnings on. `problem` says why nothing arrives any more, once something went wrong."""
-
-    def __init__(self, cfg: RunConfig, run: Path) -> None:
-        self.cfg, self.run, self.problem = cfg, run, ""
-        self.todo: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
-        self.thread: threading.Thread | None = None
-        if cfg.train.tracker != "none":
-            self.thread = threading.Thread(target=self._work, args=(KINDS[cfg.train.tracker](),), daemon=True)
-            self.thread.start()
-
-    def row(self, row: Row) -> None:
-        self._put(lambda tracker: tracker.row(row))
-
-    def warning(self, text: str) -> None:
-        self._put(lambda tracker: tracker.warning(text))
-
-    def close(self, status: str) -> None:
-        """Waits a while for what is under way."""
-        if self.thread is None:
-            return
-        self._put(lambda tracker: tracker.close(status))
-        self.todo.put(None)
-        self.thread.join(PATIENCE_S)
-        if self.thread.is_alive():
-            self.problem = self.problem or f"{self.cfg.train.tracker} did not finish in {PATIENCE_S:.0f} s"
-
-    def _put(self, what: Callable[[Tracker], None]) -> None:
-        if self.thread is not None and not self.problem:
-            self.todo.put(what)
-
-    def _work(self, tracker: Tracker) -> None:
-        try:
-            kind, known = self.cfg.train.tracker, _known(self.run)
-            known[kind] = tracker.open(self.cfg, self.run, known.get(kind, ""))
-            write_whole(self.run / ID_FILE, json.dumps(known))
-            while (what := self.todo.get()) is not None:
-                what(tracker)
-        except Exception as error:  # whatever a library or its server does, the run goes on
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.problem = f"{self.cfg.train.tracker} failed and gets no more rows: {said}"
-
-
-def _known(run: Path) -> dict[str, str]:
-    """Ids of this run, by tracker."""
-    path = run / ID_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    has_database = importlib.util.find_spec("sqlalchemy") is not None
+    if kind == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI") and not has_database:
+        raise UserError(
+            "train.tracker=mlflow: MLFLOW_TRACKING_URI is not set, and mlflow-skinny has no store of its own; "
+            "set it to a server's address, such as http://127.0.0.1:5000, or install mlflow"
+        )
 
 
 def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

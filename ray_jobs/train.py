@@ -31,7 +31,8 @@ from ray_jobs.pools import with_sized_pool
 from ray_jobs.preflight import check_given
 from ray_jobs.run_folder import WARNINGS, RunFolder, last_commit, sweep, write_whole
 from ray_jobs.runtime_env import package_version
-from ray_jobs.trackers import TrackerThread, check_tracker
+from ray_jobs.trackers import check_tracker
+from ray_jobs.tracking import Tracking
 from ray_jobs.train_worker import layout_of, train_worker
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
@@ -141,7 +142,7 @@ def run_training(
     began = time.monotonic()
     check_fits(cfg)
     check_layout(cfg)
-    check_tracker(cfg)
+    check_tracker(cfg.train.tracker)
     folder, plan = RunFolder(cfg), None
     if make_source is None or folder.plan.exists():
         if make_source:
@@ -183,7 +184,7 @@ def run_training(
         metrics = MetricsFiles(folder.path)
     exported, flags = _exported_metrics(cfg, folder), RedFlags()
     best = BestCommit(folder.path) if cfg.train.keep_best else None
-    tracker, tracked = TrackerThread(cfg, folder.path), True
+    tracking = Tracking(cfg, folder.path)
     news = News()
     first_step_s, failures = 0.0, list[str]()
     outcome: dict[str, Any] | None = None
@@ -204,10 +205,8 @@ def run_training(
                 exported.row(row)
                 if best:
                     best.see(row)
-                tracker.row(row)
                 for warning in flags.see(row):
                     _warn(folder, warning, progress)
-                    tracker.warning(warning)
                 if progress:
                     progress("train", row | {"total": cfg.train.steps})
             for at_s in news.committed_at:
@@ -216,17 +215,15 @@ def run_training(
             if best:
                 with storage_errors_in_words(folder.path):
                     best.keep()
-            if tracker.problem and tracked:
-                _warn(folder, tracker.problem, progress)
-                tracked = False
+            if problem := tracking.problem():
+                _warn(folder, problem, progress)
             outcome, failures = outcome or news.outcome, failures + news.failures
             if not alive:
                 break
             thread.join(POLL_S)
     metrics.close()
-    tracker.close(outcome["status"] if outcome else "failed")
-    if tracker.problem and tracked:
-        _warn(folder, tracker.problem, progress)
+    if problem := tracking.close(outcome["status"] if outcome else "failed"):
+        _warn(folder, problem, progress)
     sweep(folder.path)
     if metrics.problem:
         outcome = {"status": "failed", "reason": metrics.problem}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import os
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ray_jobs import trackers
+from ray_jobs import tracking
 from ray_jobs.errors import UserError
-from ray_jobs.trackers import ID_FILE, TrackerThread, check_tracker, flat
+from ray_jobs.run_folder import WARNINGS
+from ray_jobs.trackers import check_tracker, flat
+from ray_jobs.tracking import ID_FILE, LOG, METRICS, Tracking
 from worldmodel.config import RunConfig
 
-
-def config(kind: str) -> RunConfig:
-    return RunConfig.model_validate({"name": "tracked", "train": {"tracker": kind}})
+BEFORE = {"step": 99, "loss": 9.0}  # of an earlier start: not sent again
 
 
 @pytest.fixture
@@ -26,20 +31,45 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return address
 
 
-def track(kind: str, run: Path, steps: range) -> TrackerThread:
-    tracker = TrackerThread(config(kind), run)
-    for step in steps:
-        tracker.row({"step": step, "loss": 1.0 / (1 + step)})
-    tracker.warning("the loss is where it began")
-    tracker.close("finished")
-    assert tracker.problem == ""
-    return tracker
+@pytest.fixture
+def silence() -> Iterator[str]:
+    """The address of a server that takes every request and never answers."""
+    ends = threading.Event()
+
+    class Silent(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            ends.wait()
+
+        do_GET = do_POST
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    ends.set()
+    server.shutdown()
 
 
-def test_mlflow_gets_rows_config_and_warnings_and_a_resumed_run_goes_on(tmp_path, store):
+def begin(kind: str, run: Path) -> Tracking:
+    return Tracking(RunConfig.model_validate({"name": "tracked", "train": {"tracker": kind}}), run)
+
+
+def write(run: Path, steps: range) -> None:
+    with (run / METRICS).open("a") as file:
+        file.writelines(json.dumps({"step": step, "loss": 1.0 / (1 + step)}) + "\n" for step in steps)
+
+
+def track(kind: str, run: Path, steps: range) -> None:
+    follows = begin(kind, run)
+    write(run, steps)
+    (run / WARNINGS).write_text("the loss is where it began\n")
+    assert follows.close("finished") == "", (run / LOG).read_text()
+
+
+def test_mlflow_gets_new_rows_config_and_warnings_and_a_resumed_run_goes_on(tmp_path, store):
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
 
+    (tmp_path / METRICS).write_text(json.dumps(BEFORE) + "\n")
     track("mlflow", tmp_path, range(3))
     track("mlflow", tmp_path, range(2, 5))  # step 2 is trained again
     client = MlflowClient(store)
@@ -66,30 +96,52 @@ def test_wandb_keeps_rows_and_config_where_there_is_no_network(tmp_path, monkeyp
         assert written in content, written
 
 
-def test_trackio_keeps_rows(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which is read once, by the import
+def test_without_a_login_wandb_says_so_and_asks_nobody(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))  # whose netrc would hold one
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    follows = begin("wandb", tmp_path)
+    said = ""
+    until = time.monotonic() + 60
+    while not said and time.monotonic() < until:
+        said = follows.problem()
+        time.sleep(0.1)
+    assert said.startswith("wandb failed and gets no more rows: ")
+    assert "API key" in said or "login" in said
+    assert follows.problem() == follows.close("finished") == ""  # told once
+
+
+def test_a_server_that_never_answers_is_left_when_the_run_is_done(tmp_path, monkeypatch, silence):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", silence)
+    monkeypatch.setattr(tracking, "PATIENCE_S", 2.0)
+    follows = begin("mlflow", tmp_path)
+    write(tmp_path, range(100))
+    assert follows.problem() == ""
+    said = follows.close("finished")
+    assert said == "mlflow was not done 2 s after the run and was ended; what it lacks is in metrics.jsonl"
+    assert follows.process is not None
+    assert follows.process.returncode is not None
+
+
+def test_trackio_keeps_rows_and_prints_elsewhere(tmp_path, monkeypatch, capfd):
     pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     track("trackio", tmp_path, range(3))
     assert any(path.stat().st_size for path in (tmp_path / "trackio").rglob("*.db"))
+    assert capfd.readouterr().out == ""
 
 
-def test_a_tracker_that_fails_says_so_once_and_takes_no_more_rows(tmp_path, monkeypatch, store):
-    class Down(trackers.MLflow):
-        def row(self, row: dict[str, float]) -> None:
-            raise ConnectionError("no server answers\nand more lines")
-
-    monkeypatch.setitem(trackers.KINDS, "mlflow", Down)
-    tracker = TrackerThread(config("mlflow"), tmp_path)
-    for step in range(100):
-        tracker.row({"step": step, "loss": 1.0})
-    tracker.close("finished")
-    assert tracker.problem == "mlflow failed and gets no more rows: no server answers"
-
-
-def test_a_library_that_is_not_installed_is_told_before_anything_starts(monkeypatch):
-    monkeypatch.setitem(trackers.MODULES, "trackio", "no_such_module")
+def test_a_library_that_is_not_installed_or_has_no_store_is_told_before_anything_starts(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"train\.tracker=trackio: .*; pip install trackio, or set"):
-        check_tracker(config("trackio"))
+        check_tracker("trackio")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "sqlalchemy" else os)
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI is not set, .*; set it to a server's address"):
+        check_tracker("mlflow")
+    check_tracker("none")
 
 
 def test_a_config_is_told_by_its_keys():
