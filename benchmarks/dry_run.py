@@ -177,9 +177,9 @@ def _rank() -> None:
 def _train(cfg: RunConfig, folder: Path) -> dict[str, int]:
     """Peak RSS in building, step (with its update) and commit."""
     from worldmodel.train.checkpoint import write_checkpoint
-    from worldmodel.train.engine import ZeroEngine
     from worldmodel.train.loop import Hooks, train
     from worldmodel.train.no_compiler import turn_compiler_off
+    from worldmodel.train.zero_engine import ZeroEngine
 
     turn_compiler_off()
     layout, moments = _layout(cfg), {}

@@ -118,9 +118,10 @@ def _worker(settings: dict[str, Any]) -> None:
     from ray_jobs.plan import Plan
     from ray_jobs.train_worker import layout_of
     from worldmodel.config import RunConfig
-    from worldmodel.train.engine import PlainEngine, ZeroEngine
+    from worldmodel.train.engine import PlainEngine
     from worldmodel.train.loop import Hooks, train
     from worldmodel.train.no_compiler import turn_compiler_off
+    from worldmodel.train.zero_engine import ZeroEngine
 
     warnings.filterwarnings("ignore")
     os.environ["OMP_NUM_THREADS"] = str(THREADS)

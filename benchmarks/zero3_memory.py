@@ -26,8 +26,8 @@ from ray_jobs.bench import Measured, run_ranks
 from ray_jobs.runtime_env import ROOT
 from worldmodel.layout import Layout
 from worldmodel.load_config import dump_config, load_config
-from worldmodel.train.engine import ZeroEngine
 from worldmodel.train.loop import Hooks, train
+from worldmodel.train.zero_engine import ZeroEngine
 
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))

@@ -32,9 +32,10 @@ from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 from worldmodel.load_config import dump_config, load_config
-from worldmodel.train.engine import TEACHER_PREFIX, Engine, PlainEngine, ZeroEngine
+from worldmodel.train.engine import TEACHER_PREFIX, Engine, PlainEngine
 from worldmodel.train.loop import Hooks, train
 from worldmodel.train.optim import ema_decay
+from worldmodel.train.zero_engine import ZeroEngine
 
 LOSSES = 20
 CLIPS = 64

@@ -122,8 +122,8 @@ def check_tracker(kind: str) -> None:
     has_database = importlib.util.find_spec("sqlalchemy") is not None
     if kind == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI") and not has_database:
         raise UserError(
-            "train.tracker=mlflow: MLFLOW_TRACKING_URI is not set, and mlflow-skinny has no store of its own; "
-            "set it to a server's address, such as http://127.0.0.1:5000, or install mlflow"
+            "train.tracker=mlflow: MLFLOW_TRACKING_URI is not set, and mlflow-skinny has no store of "
+            "its own; set it to a server's address, such as http://127.0.0.1:5000, or install mlflow"
         )
 
 

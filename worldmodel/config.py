@@ -11,6 +11,8 @@ from worldmodel.config_objective import NoiseConfig as NoiseConfig
 from worldmodel.config_objective import SelfFlowConfig as SelfFlowConfig
 from worldmodel.config_objective import TimeConfig as TimeConfig
 from worldmodel.config_part import Part as Part
+from worldmodel.config_train import OptimConfig as OptimConfig
+from worldmodel.config_train import TrainConfig as TrainConfig
 
 
 class SourceConfig(Part):
@@ -217,80 +219,6 @@ class ModelConfig(Part):
         return self
 
 
-class OptimConfig(Part):
-    lr: float = Field(default=2e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    warmup_steps: int = Field(default=50, ge=0)
-    ema_target: float = Field(default=0.999, ge=0, lt=1)
-
-
-class TrainConfig(Part):
-    steps: int = Field(default=500, ge=1)
-    workers: int = Field(default=2, ge=1)
-    sequence_parallel: int = Field(
-        default=1,
-        ge=1,
-        description="workers that share each clip's tokens, for contexts that one cannot hold (Ulysses)",
-    )
-    micro_batches: int = Field(
-        default=2, ge=1, description="micro-batches of one global batch, at any number of workers"
-    )
-    precision: Literal["bf16", "fp32"] = "bf16"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: Literal["auto", "always", "never"] = Field(
-        default="auto", description="torch.compile the blocks, with FlexAttention; auto: on a GPU"
-    )
-    recompute: bool = Field(
-        default=False, description="keep only what goes into a block and compute it again for backward"
-    )
-    init: str = Field(
-        default="", description="model to begin from: shipped name, exported folder or run; empty: anew"
-    )
-    lora: LoraConfig | None = Field(
-        default=None, description="adapt the model of init by a LoRA; null: train all of its weights"
-    )
-    threads: int = Field(default=1, ge=1, description="CPU threads of one worker")
-    gather: Literal["block", "step"] = Field(
-        default="block",
-        description="ZeRO-3 gathers weights and reduces gradients block by block, or all once a step, which "
-        "takes up to 12 bytes a parameter more on each rank",
-    )
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        default=3,
-        description="what each worker holds only its share of: 3 weights, gradients and optimizer, 2 the "
-        "last two, 1 the optimizer, 0 nothing",
-    )
-    offload_optimizer: bool = Field(
-        default=False,
-        description="ZeRO-3 keeps and steps fp32 weights, moments and their average in the host's memory",
-    )
-    checkpoint_every: int = Field(default=100, ge=1)
-    evaluate_every: int = Field(default=250, ge=1)
-    evaluate_clips: int = Field(default=32, ge=0)
-    tracker: Literal["none", "wandb", "mlflow", "trackio"] = Field(
-        default="none", description="where rows go too; its address and login from its own environment"
-    )
-    max_failures: int = Field(
-        default=3, ge=0, description="restarts of a broken worker group before the job fails"
-    )
-    keep_checkpoints: int = Field(default=2, ge=1, description="the last ones")
-    keep_best: bool = Field(
-        default=False,
-        description="and, as RUN/best, the commit of lowest held-out error of those at evaluated steps",
-    )
-
-    @model_validator(mode="after")
-    def _adapts(self) -> Self:
-        if self.lora and not self.init:
-            raise ValueError(
-                "lora adapts another model, but init='' names none; give a shipped name, an exported "
-                "folder or a run"
-            )
-        return self
-
-
 class RolloutConfig(Part):
     prefix_s: float = Field(default=1.0, gt=0)
     seconds: float = Field(default=1.0, gt=0, description="length of the continuation")
@@ -363,7 +291,6 @@ class RunConfig(Part):
                     f"nearest: {min(max(1, round(chunks)), longest) * self.chunk_s}"
                 )
         self._shares()
-        self._offloads()
         if self.objective.rep == "repa" and not self.data.targets:
             raise ValueError(
                 "objective.rep=repa follows frozen encoders, but data.targets is empty; name one there, "
@@ -390,18 +317,3 @@ class RunConfig(Part):
                 raise ValueError(
                     f"train.sequence_parallel={ranks} does not divide the {number} {what}; use {fitting}"
                 )
-
-    def _offloads(self) -> None:
-        """ValueError where train.offload_optimizer is given with what it does not go with."""
-        needed = {"zero_stage": 3, "gather": "block"}
-        for name, value in needed.items():
-            if self.train.offload_optimizer and (given := getattr(self.train, name)) != value:
-                raise ValueError(
-                    f"train.offload_optimizer goes with train.{name}={value}, not {given}; "
-                    f"set train.{name}={value} or train.offload_optimizer=false"
-                )
-        if self.train.lora is not None and self.train.zero_stage in (1, 2):
-            raise ValueError(
-                f"train.lora goes with train.zero_stage=3 or 0, not {self.train.zero_stage}: frozen weights "
-                "are in no partition"
-            )

@@ -23,8 +23,9 @@ from benchmarks.makers.latents import random_batch
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 from worldmodel.load_config import load_config
-from worldmodel.train.engine import Engine, PlainEngine, ZeroEngine
+from worldmodel.train.engine import Engine, PlainEngine
 from worldmodel.train.loop import Hooks, train
+from worldmodel.train.zero_engine import ZeroEngine
 
 ROOT = Path(__file__).parents[2]
 STEPS = 50

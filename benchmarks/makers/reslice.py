@@ -48,8 +48,8 @@ def _rank(source: str, target: Path) -> None:
     from worldmodel.layout import Layout
     from worldmodel.load_config import load_config
     from worldmodel.train.checkpoint import load_checkpoint, write_checkpoint
-    from worldmodel.train.engine import ZeroEngine
     from worldmodel.train.loop import Hooks, train
+    from worldmodel.train.zero_engine import ZeroEngine
 
     torch.set_num_threads(1)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

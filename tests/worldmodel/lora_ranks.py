@@ -17,8 +17,9 @@ import torch.distributed as dist
 from tests.worldmodel.synthetic import make_batch, stream_of, tiny_config, tiny_layout
 from worldmodel.config import RunConfig
 from worldmodel.train.checkpoint import load_checkpoint, write_checkpoint
-from worldmodel.train.engine import Engine, ZeroEngine
+from worldmodel.train.engine import Engine
 from worldmodel.train.loop import Hooks, train
+from worldmodel.train.zero_engine import ZeroEngine
 
 STEPS, COMMIT_AT = 4, 3
 

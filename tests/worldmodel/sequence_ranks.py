@@ -22,9 +22,10 @@ from worldmodel.model.sequence_parallel import SequenceGroup
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import self_flow_losses
 from worldmodel.train.checkpoint import write_checkpoint
-from worldmodel.train.engine import Engine, ZeroEngine, build_student
+from worldmodel.train.engine import Engine, build_student
 from worldmodel.train.hand_round import hand_round
 from worldmodel.train.loop import Hooks, train
+from worldmodel.train.zero_engine import ZeroEngine
 
 STEPS = 4
 

@@ -14,7 +14,8 @@ from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.config import NoiseConfig, RunConfig, SelfFlowConfig
 from worldmodel.flow import Levels, sample_levels
 from worldmodel.layout import Layout
-from worldmodel.model.transformer import Modulation, WorldTransformer
+from worldmodel.model.block import Modulation
+from worldmodel.model.transformer import WorldTransformer
 from worldmodel.randomness import SampleRandom
 
 torch.set_num_threads(1)

@@ -25,8 +25,9 @@ from worldmodel.train.checkpoint import (
     shard_name,
     write_checkpoint,
 )
-from worldmodel.train.engine import KINDS, TEACHER_PREFIX, PlainEngine, ZeroEngine, slice_of_rank
+from worldmodel.train.engine import KINDS, TEACHER_PREFIX, PlainEngine, slice_of_rank
 from worldmodel.train.loop import Hooks, train
+from worldmodel.train.zero_engine import ZeroEngine
 
 pytestmark = pytest.mark.slow  # two more processes import torch and DeepSpeed
 

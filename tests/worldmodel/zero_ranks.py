@@ -19,9 +19,10 @@ from tests.worldmodel.synthetic import make_batch, stream_of, tiny_config, tiny_
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
 from worldmodel.train.checkpoint import CheckpointMismatch, load_checkpoint, write_checkpoint
-from worldmodel.train.engine import TEACHER_PREFIX, ZeroEngine
+from worldmodel.train.engine import TEACHER_PREFIX
 from worldmodel.train.loop import Hooks, train
 from worldmodel.train.optim import ema_decay
+from worldmodel.train.zero_engine import ZeroEngine
 
 STEPS, COMMIT_AT = 10, 8
 

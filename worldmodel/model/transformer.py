@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from worldmodel.config import ModelConfig
 from worldmodel.layout import ACTION, AUDIO, MODALITIES, TEXT, VIDEO, Layout, on_device
-from worldmodel.model.attention import Attention, KeyValue
+from worldmodel.model.attention import KeyValue
+from worldmodel.model.block import Block, Modulation, normalised
 from worldmodel.model.level_rows import LevelOfTokens, join_text, split_text
 from worldmodel.model.rope import Rotary, rotary_angles
 from worldmodel.model.sequence_parallel import SequenceGroup
@@ -61,111 +62,12 @@ class LevelEmbedding(nn.Module):
         return F.silu(self.second(F.silu(self.first(features))) + self.modality(modality))
 
 
-class Modulation(nn.Module):
-    """adaLN-zero for the K levels, gathered, never computed for all L tokens."""
-
-    def __init__(self, width: int, parts: int) -> None:
-        super().__init__()
-        self.parts = parts
-        self.linear = nn.Linear(width, parts * width)
-
-    def forward(self, level_BKD: Tensor, at: LevelOfTokens, layout: Layout) -> tuple[Tensor, ...]:
-        return at.rows_of(self.linear(level_BKD), self.parts, layout)
-
-
-class FeedForward(nn.Sequential):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
-
-
-class ModalityFeedForward(nn.Module):
-    """Each modality has its own feed-forward: attention is shared, what a token means is not."""
-
-    def __init__(self, width: int, mlp_ratio: float) -> None:
-        super().__init__()
-        hidden = int(width * mlp_ratio)
-        self.video = FeedForward(width, hidden)
-        self.audio = FeedForward(width, hidden)
-        self.text = FeedForward(width, width)  # conditions carry little: one width is enough
-        self.action = FeedForward(width, width)
-
-    def forward(self, x_BLD: Tensor, layout: Layout) -> Tensor:
-        if layout.num_chunks == 0:
-            return self.text(x_BLD)
-        text, chunks = split_text(x_BLD, layout)
-        parts = chunks.split(layout.parts, dim=2)
-        paths = (self.action, self.video, self.audio)
-        # Contiguous rows first: a linear layer over a strided slice multiplies row block by row block.
-        out = torch.cat([path(x.contiguous()) for path, x in zip(paths, parts, strict=True)], dim=2)
-        # Also where there is no text: ZeRO-3's collectives must match on all ranks.
-        return join_text(self.text(text), out)
-
-
-class Block(nn.Module):
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.modulation = Modulation(cfg.width, 6)
-        self.attention = Attention(cfg.width, cfg.head_dim)
-        self.feed_forward = ModalityFeedForward(cfg.width, cfg.mlp_ratio)
-        self.compiled: Callable[..., Tensor] | None = None
-
-    def forward(
-        self,
-        x_BLD: Tensor,
-        level_BKD: Tensor,
-        at: LevelOfTokens,
-        layout: Layout,
-        rotary: Rotary,
-        visibility: Visibility,
-        past: KeyValue | None = None,
-    ) -> tuple[Tensor, KeyValue | None]:
-        """The block's output and, where nothing is compiled, its unrotated keys and values.
-
-        ZeRO-3 gathers and releases weights around this call, so that what is compiled lies inside it."""
-        if self.compiled is not None and visibility.blocks is not None:
-            return self.compiled(x_BLD, level_BKD, at, layout, rotary, visibility), None
-        return self.computed(x_BLD, level_BKD, at, layout, rotary, visibility, past)
-
-    def output(
-        self,
-        x_BLD: Tensor,
-        level_BKD: Tensor,
-        at: LevelOfTokens,
-        layout: Layout,
-        rotary: Rotary,
-        visibility: Visibility,
-    ) -> Tensor:
-        """Without keys and values, which a compiled graph would have to write down."""
-        return self.computed(x_BLD, level_BKD, at, layout, rotary, visibility, None)[0]
-
-    def computed(
-        self,
-        x_BLD: Tensor,
-        level_BKD: Tensor,
-        at: LevelOfTokens,
-        layout: Layout,
-        rotary: Rotary,
-        visibility: Visibility,
-        past: KeyValue | None,
-    ) -> tuple[Tensor, KeyValue]:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(level_BKD, at, layout)
-        normed = torch.addcmul(shift_a, _norm(x_BLD), 1 + scale_a)
-        attended, new = self.attention(normed, rotary, visibility, past=past)
-        x_BLD = torch.addcmul(x_BLD, gate_a, attended)
-        normed = torch.addcmul(shift_m, _norm(x_BLD), 1 + scale_m)
-        return torch.addcmul(x_BLD, gate_m, self.feed_forward(normed, layout)), new
-
-
 def _only_output(block: Block, *inputs: Any) -> Tensor:
     return block(*inputs)[0]
 
 
 def _is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def _norm(x_BLD: Tensor) -> Tensor:
-    return F.layer_norm(x_BLD, (x_BLD.shape[-1],))
 
 
 class WorldTransformer(nn.Module):
@@ -305,7 +207,7 @@ class WorldTransformer(nn.Module):
         if shared is not None:
             x_BLD = shared.whole(x_BLD)
         shift, scale = self.final_modulation(level_BKD, at, layout)
-        _, chunks = split_text(torch.addcmul(shift, _norm(x_BLD), 1 + scale), layout)
+        _, chunks = split_text(torch.addcmul(shift, normalised(x_BLD), 1 + scale), layout)
         _, video, audio = chunks.split(layout.parts, dim=2)
         out["video"] = self.video_out(video.contiguous()).float()
         out["audio"] = self.audio_out(audio.contiguous()).float()

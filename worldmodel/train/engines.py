@@ -6,8 +6,8 @@ import torch
 
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
-from worldmodel.train.engine import ZeroEngine
 from worldmodel.train.whole_weights_engine import ReplicatedEngine, WholeWeightsEngine
+from worldmodel.train.zero_engine import ZeroEngine
 
 
 def distributed_engine(

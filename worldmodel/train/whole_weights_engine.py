@@ -17,21 +17,20 @@ from torch import Tensor
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 from worldmodel.model.sequence_parallel import share_sequences
+from worldmodel.train.deepspeed_setup import deepspeed_settings, import_deepspeed
 from worldmodel.train.engine import (
     TEACHER_PREFIX,
     ParameterShard,
     PlainEngine,
-    ZeroEngine,
     adam_state,
     build_student,
-    deepspeed_settings,
-    import_deepspeed,
     pick_device,
     prepare_blocks,
 )
 from worldmodel.train.flat_groups import GatheredEma, flat_groups, spans
 from worldmodel.train.gradient_norms import squares_by_part
 from worldmodel.train.optim import build_optimizer
+from worldmodel.train.zero_engine import ZeroEngine
 
 
 class WholeWeightsEngine(ZeroEngine):
