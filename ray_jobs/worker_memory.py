@@ -1,7 +1,7 @@
 """Bytes of one training worker and when it needs most, as `worldmodel.train.engine` sets ZeRO-3 up.
 
 Each kind is a number of its own. The peak is the worst of four moments (an evaluation keeps nothing);
-`worldmodel bench dry_run` holds those without a commit to what real ranks take on the CPU.
+`worldmodel bench dry_run` holds it to what real ranks take on the CPU.
 """
 
 from __future__ import annotations

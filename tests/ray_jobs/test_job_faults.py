@@ -1,4 +1,4 @@
-"""Training meets bad clips, killed workers, Ctrl-C and full disks, and loses nothing that was committed."""
+"""Training meets bad clips, killed workers and Ctrl-C, and loses nothing that was committed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from ray.train.torch import TorchTrainer
 from typer.testing import CliRunner
 
 from avtok.mux import write_clip
-from ray_jobs.accounting import Ledger
 from ray_jobs.cli import app
 from ray_jobs.cluster import connect, tasks_at_once
 from ray_jobs.errors import JobError, UserError
@@ -33,68 +32,25 @@ from ray_jobs.rollout import Prompt, RolloutActor, run_rollouts
 from ray_jobs.run_folder import SNAPSHOT, RunFolder, last_commit
 from ray_jobs.train import TrainResult, prepare, run_training
 from ray_jobs.train_and_report import train_and_report
+from tests.ray_jobs.faulty_runs import (
+    EVERY,
+    STEPS,
+    assert_books_close,
+    break_file,
+    config,
+    evaluations,
+    final_losses,
+    steps_of,
+)
 from worldmodel.config import RunConfig
 from worldmodel.train.checkpoint import CheckpointReader
 from worldmodel.worlds.bounce import BounceSettings, simulate
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-NUM_GOOD, STEPS, EVERY = 12, 48, 8
+NUM_GOOD = 12
 KILLED_AT = 2 * EVERY + 2
 CPUS = 8
-
-
-def config(storage: Path, name: str, clips: Path, **changes: dict[str, Any]) -> RunConfig:
-    values: dict[str, dict[str, Any]] = {
-        "data": {"manifest": str(clips), "clip_s": 1.0, "batch_clips": 2, "held_out": 0.3},
-        "model": {"depth": 2, "width": 64, "head_dim": 32},
-        "train": {
-            "steps": STEPS,
-            "checkpoint_every": EVERY,
-            "evaluate_every": 2 * EVERY,
-            "evaluate_clips": 2,
-            "precision": "fp32",
-            "keep_best": True,
-        },
-        "rollout": {"prefix_s": 0.5, "seconds": 0.5, "steps": 2, "clips": 3, "actors": 1, "show": 2},
-    }
-    merged = {part: {**fields, **changes.get(part, {})} for part, fields in values.items()}
-    return RunConfig.model_validate({"name": name, "storage": str(storage), **merged})
-
-
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    """The training rows of metrics.jsonl."""
-    if not (run / "metrics.jsonl").exists():
-        return []
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "loss" in row]
-
-
-def steps_of(run: Path) -> dict[int, list[int]]:
-    """attempt -> the steps that it trained, in order."""
-    steps: dict[int, list[int]] = {}
-    for row in rows_of(run):
-        steps.setdefault(int(row["attempt"]), []).append(int(row["step"]))
-    return steps
-
-
-def final_losses(run: Path) -> dict[int, float]:
-    """step -> loss; where a step was trained again the later row counts."""
-    return {int(row["step"]): row["loss"] for row in rows_of(run)}
-
-
-def assert_books_close(cfg: RunConfig, *, step: int) -> dict[str, Any]:
-    """The last commit holds just the samples before `step`: none lost, none doubled."""
-    folder = RunFolder(cfg)
-    plan, commit = Plan.load(folder.plan), last_commit(folder.path)
-    assert commit is not None
-    assert commit.name.startswith(f"step-{step:07d}-")
-    ledger = Ledger.from_files(commit)
-    ledger.check(plan)
-    assert ledger.position == step * cfg.train.micro_batches
-    found = json.loads((folder.path / "accounting.json").read_text())
-    assert found["planned"] == found["consumed"] + len(found["quarantined"]) + found["remaining"]
-    return found
 
 
 def until(fact: Callable[[], bool], what: str) -> None:
@@ -102,11 +58,6 @@ def until(fact: Callable[[], bool], what: str) -> None:
     while not fact():
         assert time.monotonic() < deadline, f"waited 120 s for {what}"
         time.sleep(0.2)
-
-
-def break_file(path: Path) -> None:
-    """Leaves the first bytes, of which no decoder can make anything."""
-    path.write_bytes(path.read_bytes()[:300])
 
 
 @dataclass
@@ -308,11 +259,6 @@ def test_the_best_commit_is_kept_and_can_be_exported(whole, tmp_path):
     assert about["held_out_error"] == min(r["eval_video"] + r["eval_audio"] for r in evaluations(whole))
 
 
-def evaluations(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "eval_video" in row]
-
-
 def test_rollouts_depend_on_their_seed_and_not_on_who_shares_the_actor(whole, runs, tmp_path):
     folder, rollout = RunFolder(runs.whole), runs.whole.rollout
     plan = Plan.load(folder.plan)
@@ -422,77 +368,3 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(whole, runs, clips, t
         run_training(cfg, command="pytest")
     assert e.value.exit_code == 1
     assert steps_of(folder.path) == {}
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk with space for one commit and a half."""
-    yield from mounted(tmp_path / "disk", "9m")
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    yield from mounted(tmp_path / "disk", "256m")
-
-
-def mounted(place: Path, size: str) -> Iterator[Path]:
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-# TensorBoard's writer is a thread, and it meets the full disk too.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_full_disk_ends_the_job_in_words_keeps_the_commits_and_the_same_command_finishes_later(
-    cluster, clips, small_disk
-):
-    cfg = config(small_disk, "full", clips, train={"steps": 12, "checkpoint_every": 4, "evaluate_clips": 0})
-    with pytest.raises(
-        JobError, match=r"full: the disk is full; make space and start the same command"
-    ) as error:
-        run_training(cfg, command="pytest")
-    assert error.value.exit_code == 1
-    run = small_disk / "full"
-    commit = last_commit(run)
-    assert commit is not None
-    assert commit.name in error.value.lines[1]
-    assert commit.name.startswith("step-0000004-")
-    assert CheckpointReader(commit).ema_weights()
-    Ledger.from_files(commit).check(Plan.load(RunFolder(cfg).plan))
-
-    (run / SNAPSHOT).write_text("")  # Ray writes its list in place: this is what a full disk may leave of it
-    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    trained = run_training(cfg, command="pytest")
-    assert (trained.status, trained.step) == ("finished", 12)
-    assert sorted(steps_of(run).values())[-1] == list(range(4, 12))
-    assert_books_close(cfg, step=12)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_storage_that_fails_while_a_commit_is_written_ends_the_job_in_words_and_keeps_the_commits(
-    cluster, clips, disk
-):
-    cfg = config(disk, "failing", clips, train={"steps": 400, "checkpoint_every": 4, "evaluate_clips": 0})
-    run = disk / "failing"
-
-    def fail_once(stage: str, info: dict[str, Any]) -> None:
-        if stage == "train" and not failed and last_commit(run):
-            failed.append(True)
-            # Files that are open for writing would keep it writable: what fails is the next one.
-            mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "none", str(run / "checkpoints")]
-            subprocess.run(mount, check=True)
-
-    failed: list[bool] = []
-    with pytest.raises(
-        JobError, match=r"failing: the storage failed \(Read-only file system\); mend it and start"
-    ):
-        run_training(cfg, command="pytest", progress=fail_once)
-    subprocess.run(["umount", str(run / "checkpoints")], check=True)
-    commit = last_commit(run)
-    assert commit is not None
-    assert CheckpointReader(commit).ema_weights()
-    Ledger.from_files(commit).check(Plan.load(RunFolder(cfg).plan))
