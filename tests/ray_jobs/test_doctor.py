@@ -60,7 +60,7 @@ def test_a_version_below_its_floor_and_a_missing_package_are_named():
     assert found["other packages"].found == "einops 0.7.0 (needs >=0.8)"
 
 
-EXTRAS = ("speech", "pretrained", "decoders", "filters", "simulators")
+EXTRAS = ("speech", "pretrained", "decoders", "filters", "simulators", "lora", "wandb", "mlflow")
 
 
 def test_a_missing_extra_is_told_and_is_no_failure():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from ray_jobs.fitting import CPU_MARGIN, SIZES, memory_of, refuse_what_cannot_fi
 from ray_jobs.model_cost import build_on_meta
 from ray_jobs.step_time import step_time
 from ray_jobs.worker_memory import Counts
-from tests.ray_jobs.test_cli_errors import complaint
+from tests.ray_jobs.test_cli_errors import complaint, worldmodel
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 from worldmodel.load_config import load_config
@@ -106,6 +107,17 @@ def test_a_dry_run_refuses_and_tells_the_time():
     with pytest.raises(UserError, match="a worker needs"):
         dry_run(cfg, Cluster(cpu_memory_gb=1.1))
     assert "time: about" in describe(dry_run(cfg, Cluster(tflops=1, cpu_memory_gb=64)))
+
+
+def test_the_page_shows_what_its_commands_print():
+    page = (CONFIGS.parent / "docs" / "infrastructure.md").read_text("utf-8")
+    commands = re.findall(r"^worldmodel (.*--cluster.*)$", page, re.MULTILINE)
+    fits, too_small = (worldmodel(*shlex.split(command), cwd=CONFIGS.parent) for command in commands)
+    shown = re.search(r"^memory of a worker.*?(?=^```)", page, re.MULTILINE | re.DOTALL)
+    assert shown
+    assert set(shown[0].splitlines()) < set(fits.stdout.splitlines())
+    assert too_small.stderr.strip() in page
+    assert (fits.returncode, too_small.returncode) == (0, 2)
 
 
 def test_a_known_gpu_has_its_numbers_and_a_file_overrides_them(tmp_path: Path):

@@ -175,7 +175,7 @@ def test_render_writes_clips_where_every_node_sees_them(clips: Path):
 
 
 def test_a_dry_run_and_the_doctor_say_that_the_job_can_go(cluster: Cluster, clips: Path):
-    said = cluster.run("worldmodel", "train")
+    said = cluster.run("worldmodel", "train", "configs/debug_cpu.yaml")
     assert f"data: {CLIPS} clips" in said
     assert "ok   storage there" in cluster.run("worldmodel", "doctor")
 

@@ -92,7 +92,7 @@ def dying_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("dying_cluster")
 def test_kinds_lengths_sizes_and_phases_train_as_one_stream_and_resume_on_fewer_workers(sources, tmp_path):
     two, one = (config(tmp_path, sources, workers) for workers in (2, 1))
-    with pytest.raises(JobError, match=r"last commit: step-000000[46]"):  # 6, if Ray entered it in time
+    with pytest.raises(JobError, match=r"last commit: step-000000[246]"):  # written by a thread
         run_training(two, command="pytest")
     result = run_training(one, command="pytest")
     assert (result.status, result.step) == ("finished", STEPS)
@@ -130,7 +130,7 @@ def test_kinds_lengths_sizes_and_phases_train_as_one_stream_and_resume_on_fewer_
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     again = [row["step"] for row in steps if row["attempt"] > 1]
-    assert again in ([*range(4, STEPS)], [*range(6, STEPS)])  # from the last commit on
+    assert again in [[*range(commit, STEPS)] for commit in (2, 4, 6)]  # from the last commit on
     assert all(np.isfinite(row["loss"]) for row in steps)
     (evaluation,) = [row for row in rows if "eval_video" in row]
     assert {"eval_video", "eval_audio", "eval_video_history"} <= evaluation.keys()

@@ -46,7 +46,8 @@ def commands(page: str) -> list[list[str]]:
     """Lines of the page's shell blocks that call worldmodel, without comments and redirections. Those that
     name a user's own FOLDER or MEDIA have tests of their own: test_real_clips, test_pretrained_training."""
     fences = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    lines = [line for language, block in fences if language in ("", "sh") for line in block.splitlines()]
+    blocks = [block.replace("\\\n", " ") for language, block in fences if language in ("", "sh")]
+    lines = [line for block in blocks for line in block.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines if re.match(r"\S*worldmodel ", line)]
     words = [each[: each.index(">")] if ">" in each else each for each in words]
     return [each[1:] for each in words if not re.search("FOLDER|MEDIA", " ".join(each))]

@@ -166,6 +166,6 @@ def test_values_that_no_shard_holds_are_named(plain, ranks, tmp_path):
 
 @pytest.mark.parametrize(("name", "value", "needed"), [("zero_stage", 2, 3), ("gather", "step", "block")])
 def test_offload_with_what_it_does_not_go_with_says_what_does(name, value, needed):
-    said = rf"train.offload_optimizer goes with train.{name}={needed}, not {value}; set train.{name}={needed}"
+    said = f"offload_optimizer goes with {name}={needed}, not {value}; set train.{name}={needed}"
     with pytest.raises(ValueError, match=said):
         tiny_config(train={"offload_optimizer": True, name: value})
