@@ -36,6 +36,12 @@ def check_init(name: str) -> None:
             raise UserError(*(f"train.init: {line}" for line in error.lines)) from None
 
 
+def check_fp8(*, fp8: bool) -> None:
+    """UserError where products are to be in FP8 without torchao."""
+    if fp8 and not find_spec("torchao"):
+        raise UserError("train.fp8 needs torchao, which is not installed; pip install 'torchao>=0.18'")
+
+
 def check_lora(lora: LoraConfig | None) -> None:
     """UserError where a LoRA is to be trained without peft."""
     if lora and not find_spec("peft"):

@@ -38,6 +38,11 @@ class TrainConfig(Part):
     recompute: bool = Field(
         default=False, description="keep only what goes into a block and compute it again for backward"
     )
+    fp8: bool = Field(
+        default=False,
+        description="matrix products of the blocks in 8 bits (torchao), on GPUs that have units for them; on "
+        "a CPU emulated",
+    )
     init: str = Field(
         default="", description="model to begin from: shipped name, exported folder or run; empty: anew"
     )
@@ -84,13 +89,24 @@ class TrainConfig(Part):
         return self
 
     @model_validator(mode="after")
+    def _fits_fp8(self) -> Self:
+        if self.fp8 and self.lora:
+            raise ValueError("fp8=true trains whole models, not a LoRA; set fp8=false")
+        if self.fp8 and self.zero_stage == 3 and self.gather == "block" and not self.recompute:
+            raise ValueError(
+                "fp8=true keeps the weights that a block ran with until backward, so that gather=block would "
+                "save nothing; set gather=step, recompute=true or zero_stage=2"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _goes_together(self) -> Self:
         needed = {"zero_stage": 3, "gather": "block"}
         for name, value in needed.items():
             if self.offload_optimizer and (given := getattr(self, name)) != value:
                 raise ValueError(
-                    f"offload_optimizer goes with {name}={value}, not {given}; set train.{name}={value} or "
-                    "train.offload_optimizer=false"
+                    f"offload_optimizer=true goes with {name}={value}, not {given}; set {name}={value} or "
+                    "offload_optimizer=false"
                 )
         if self.lora is not None and self.zero_stage in (1, 2):
             raise ValueError(

@@ -185,8 +185,8 @@ def _describe(
     # Cross-field checks name their settings as `key=value`; the first that was written gives the line.
     message = error["msg"].removeprefix("Value error, ")
     if key:
-        message = re.sub(r"\b([a-z_]+)=", rf"{key}.\1=", message)
-    mentioned = (lines[k] for k in re.findall(r"([a-z_.]+)=", message) if k in lines)
+        message = re.sub(r"\b([a-z_][a-z0-9_]*)=", rf"{key}.\1=", message)
+    mentioned = (lines[k] for k in re.findall(r"([a-z_][a-z0-9_.]*)=", message) if k in lines)
     return next(mentioned, where) or _source(path), key, message
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -20,9 +21,10 @@ print(json.dumps({{"compiler": loaded, "weight": weight.tolist()}}))
 """
 
 
-def outcome(off: str) -> dict:
+def outcome(off: str, **env: str) -> dict:
     program = [sys.executable, "-c", PROGRAM.format(off=off)]
-    return json.loads(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(program, check=True, capture_output=True, text=True, env={**os.environ, **env})
+    return json.loads(done.stdout)
 
 
 def test_a_step_without_the_compiler_is_the_same_step():
@@ -30,3 +32,10 @@ def test_a_step_without_the_compiler_is_the_same_step():
     assert with_it["compiler"]  # else there is nothing to keep out, and the stand-in can go
     assert not without["compiler"]
     assert without["weight"] == with_it["weight"]
+
+
+def test_where_torchao_is_installed_the_compiler_stays(tmp_path):
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").touch()
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    assert outcome("turn_compiler_off()", PYTHONPATH=paths)["compiler"]

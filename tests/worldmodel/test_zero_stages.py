@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.worldmodel.stage_ranks import CASES, CHAIN, RUNS, SHARED, STEPS, rows_of, stage_config
-from tests.worldmodel.synthetic import tiny_config, tiny_layout
+from tests.worldmodel.synthetic import tiny_layout
+from worldmodel.load_config import ConfigError, load_config
 from worldmodel.train.checkpoint import (
     CheckpointMismatch,
     CheckpointReader,
@@ -166,6 +168,9 @@ def test_values_that_no_shard_holds_are_named(plain, ranks, tmp_path):
 
 @pytest.mark.parametrize(("name", "value", "needed"), [("zero_stage", 2, 3), ("gather", "step", "block")])
 def test_offload_with_what_it_does_not_go_with_says_what_does(name, value, needed):
-    said = f"offload_optimizer goes with {name}={needed}, not {value}; set train.{name}={needed}"
-    with pytest.raises(ValueError, match=said):
-        tiny_config(train={"offload_optimizer": True, name: value})
+    said = (
+        "--set train.offload_optimizer: train.offload_optimizer=true goes with "
+        f"train.{name}={needed}, not {value}; set train.{name}={needed} or train.offload_optimizer=false"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+        load_config(None, ["train.offload_optimizer=true", f"train.{name}={value}"])

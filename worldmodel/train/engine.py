@@ -19,6 +19,7 @@ from worldmodel.lora import begin_lora, check_base
 from worldmodel.model.student import SelfFlowStudent
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.model_folder import model_folder
+from worldmodel.train.fp8 import turn_to_fp8
 from worldmodel.train.gradient_norms import squares_by_part
 from worldmodel.train.optim import build_optimizer
 from worldmodel.train.warm_start import warm_start
@@ -96,8 +97,10 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def prepare_blocks(transformer: WorldTransformer, cfg: RunConfig, device: torch.device) -> None:
-    """As train.compile and train.recompute say."""
+    """As train.fp8, train.compile and train.recompute say."""
     transformer.recompute = cfg.train.recompute
+    if cfg.train.fp8:
+        turn_to_fp8(transformer, device)
     if cfg.train.compile == "always" or (cfg.train.compile == "auto" and device.type == "cuda"):
         transformer.compile_blocks()
 

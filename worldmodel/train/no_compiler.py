@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -34,8 +35,9 @@ class CompilerIsOff(ModuleType):
 
 
 def turn_compiler_off() -> None:
-    """Call before the first optimizer of a process. Does nothing where the compiler is loaded already."""
-    if NAME not in sys.modules:
+    """Call before the first optimizer of a process. Does nothing where the compiler is loaded already, or
+    will be: diffusers imports torchao, where it is installed, and torchao asks for it."""
+    if NAME not in sys.modules and find_spec("torchao") is None:
         stand_in = CompilerIsOff(NAME)
         sys.modules[NAME] = stand_in
         torch._dynamo = stand_in  # pyright: ignore[reportAttributeAccessIssue]
