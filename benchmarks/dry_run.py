@@ -51,6 +51,15 @@ PRESETS = {
     "av_25m": ("data.batch_clips=4", "train.micro_batches=2"),
 }
 VARIANTS = {"as_is": (), "block": ("train.gather=block",), "recompute": ("train.recompute=true",)}
+LORA = ("train.init=bounce", "train.lora.rank=16")
+ON_TWO_RANKS = {  # preset and what is set
+    "stage_0": ("demo", ("train.zero_stage=0",)),
+    "stage_1": ("demo", ("train.zero_stage=1",)),
+    "stage_2": ("demo", ("train.zero_stage=2",)),
+    "offloaded": ("demo", ("train.gather=block", "train.offload_optimizer=true")),
+    "lora": ("shipped/bounce", (*LORA, "train.micro_batches=2", "train.gather=step")),
+    "lora_block": ("shipped/bounce", (*LORA, "train.micro_batches=2", "train.gather=block")),
+}
 RANKS = (1, 2)
 ALWAYS = ("train.device=cpu", "train.precision=fp32", "train.steps=4", "train.checkpoint_every=2")
 SMALL = ("model.depth=1", "model.width=16", "model.head_dim=8", "data.clip_s=0.25", "data.batch_clips=1")
@@ -72,7 +81,7 @@ class Case:
 
     @property
     def overrides(self) -> list[str]:
-        own = (*PRESETS[self.preset], *VARIANTS[self.variant])
+        own = (*PRESETS.get(self.preset, ()), *_set_by(self.variant))
         return [*ALWAYS, *own, f"train.workers={self.ranks}"]
 
     @property
@@ -106,6 +115,11 @@ def _cases() -> Iterator[Case]:
         for ranks in RANKS:
             yield from (Case(preset, variant, ranks, "mapped") for variant in VARIANTS)
             yield Case(preset, "as_is", ranks, "default")
+    yield from (Case(preset, name, 2, "mapped") for name, (preset, _) in ON_TWO_RANKS.items())
+
+
+def _set_by(variant: str) -> tuple[str, ...]:
+    return VARIANTS[variant] if variant in VARIANTS else ON_TWO_RANKS[variant][1]
 
 
 def measure(case: Case, folder: Path) -> dict[str, Any]:
@@ -160,12 +174,17 @@ def _rank() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
     config = ROOT / "configs" / f"{given.preset}.yaml"
-    imported = _train(load_config(config, [*given.overrides, *SMALL, "train.steps=1"]), Path(given.folder))
+    cfg = load_config(config, given.overrides)
+    if cfg.train.lora:  # peft, and what it loads when it is used
+        tiny = load_config(config, [*given.overrides, *SMALL])
+        build_on_meta(tiny, _layout(tiny))
+    small = [one for one in given.overrides if one not in LORA]
+    imported = _train(load_config(config, [*small, *SMALL, "train.steps=1"]), Path(given.folder))
     gc.collect()
     libc.malloc_trim(0)
     reset_peak()
     before = resident()["VmRSS"]
-    moments = _train(load_config(config, given.overrides), Path(given.folder))
+    moments = _train(cfg, Path(given.folder))
     found = {"before": before, "peak": max(moments.values()) - before}
     found["moments"] = {name: peak - before for name, peak in moments.items()}
     found["small_model_and_what_it_loaded"] = max(imported.values())
@@ -176,11 +195,12 @@ def _rank() -> None:
 def _train(cfg: RunConfig, folder: Path) -> dict[str, int]:
     """Peak RSS in building, step (with its update) and commit."""
     from worldmodel.train.checkpoint import Snapshot
+    from worldmodel.train.engines import distributed_engine
     from worldmodel.train.loop import Hooks, train
     from worldmodel.train.no_compiler import turn_compiler_off
-    from worldmodel.train.zero_engine import ZeroEngine
 
-    turn_compiler_off()
+    if not cfg.train.lora:  # peft's imports ask for it
+        turn_compiler_off()
     layout, moments = _layout(cfg), {}
 
     def passed(name: str) -> None:
@@ -197,7 +217,7 @@ def _train(cfg: RunConfig, folder: Path) -> dict[str, int]:
             kept[0].take(engine).write(Path(place), step, {})
 
     per_rank = cfg.train.micro_batches // cfg.train.workers
-    engine = ZeroEngine(cfg, layout, micro_batches=per_rank)
+    engine = distributed_engine(cfg, layout, micro_batches=per_rank)
     passed("building")
     batches = [random_batch(layout, cfg.data.batch_clips, number) for number in range(per_rank)]
     train(engine, iter([batches] * cfg.train.steps), cfg, layout, start_step=0, hooks=Hooks(commit=commit))

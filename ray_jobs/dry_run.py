@@ -20,8 +20,9 @@ from ray_jobs.fitting import GB, needs, refuse_what_cannot_fit
 from ray_jobs.model_cost import build_on_meta, flops_per_step, over_flow_matching, parameters_by_part
 from ray_jobs.preflight import check_codecs
 from ray_jobs.sources import SourceRow, read_sources
+from ray_jobs.state_memory import Counts
 from ray_jobs.step_time import step_time
-from ray_jobs.worker_memory import Counts, sizes
+from ray_jobs.worker_memory import sizes
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from pydantic import ValidationError
+
 from avtok.load import codec_spec
 from ray_jobs.buckets import buckets_of
 from ray_jobs.declared_cluster import Cluster
@@ -105,9 +107,19 @@ def nearest_that_fits(
 
     chosen: Changes = {}
     _, share = tried(chosen)
-    for alternatives in (_recomputed, _by_block, _fewer_clips, _more_workers, _smaller):
+    for alternatives in (
+        _in_shards,
+        _recomputed,
+        _by_block,
+        _fewer_clips,
+        _more_workers,
+        _offloaded,
+        _smaller,
+    ):
         strongest: Changes | None = None
         for changes in alternatives(changed(cfg, chosen), cluster):
+            if not _go_together(cfg, chosen | changes):
+                continue
             _, found = tried(chosen | changes)
             if found <= 1:
                 return _least(chosen, changes, tried)
@@ -137,6 +149,14 @@ def changed(cfg: RunConfig, changes: Changes) -> RunConfig:
     return RunConfig.model_validate(values)
 
 
+def _go_together(cfg: RunConfig, changes: Changes) -> bool:
+    try:
+        changed(cfg, changes)
+    except ValidationError:
+        return False
+    return True
+
+
 def memory_of(cfg: RunConfig, *, on_gpu: bool) -> WorkerMemory:
     """Kept: a search comes by the same config more than once."""
     return _memory_of(cfg.model_dump_json(), on_gpu)
@@ -147,6 +167,11 @@ def _memory_of(config: str, on_gpu: bool) -> WorkerMemory:
     cfg = RunConfig.model_validate_json(config)
     layout = Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
     return sizes(cfg, layout, build_on_meta(cfg, layout), on_gpu=on_gpu)
+
+
+def _in_shards(cfg: RunConfig, cluster: Cluster) -> Iterator[Changes]:
+    if cfg.train.zero_stage != 3 and cfg.train.workers > 1:
+        yield {"train.zero_stage": 3}
 
 
 def _recomputed(cfg: RunConfig, cluster: Cluster) -> Iterator[Changes]:
@@ -179,6 +204,12 @@ def _more_workers(cfg: RunConfig, cluster: Cluster) -> Iterator[Changes]:
         workers *= 2
     if most > cfg.train.workers and workers // 2 != most:
         yield {"train.workers": most}
+
+
+def _offloaded(cfg: RunConfig, cluster: Cluster) -> Iterator[Changes]:
+    """To the machine of a GPU; on a CPU it is the same memory."""
+    if cluster.has_gpus and not cfg.train.offload_optimizer and cfg.train.zero_stage == 3:
+        yield {"train.gather": "block", "train.offload_optimizer": True}
 
 
 def _smaller(cfg: RunConfig, cluster: Cluster) -> Iterator[Changes]:

@@ -15,6 +15,7 @@ from ray_jobs.buckets import buckets_of
 from worldmodel.config import RunConfig
 from worldmodel.flops import empty_tokens
 from worldmodel.layout import Layout
+from worldmodel.lora import begin_lora
 from worldmodel.model.student import SelfFlowStudent
 from worldmodel.model.transformer import Tokens, WorldTransformer
 from worldmodel.self_flow import layers_of, tapped_layers
@@ -34,9 +35,11 @@ PARTS = {  # the first fragment that a parameter's name holds decides
 
 
 def build_on_meta(cfg: RunConfig, layout: Layout) -> SelfFlowStudent:
-    """The student in the precision that it runs in."""
+    """The student in the precision that it runs in, with what a LoRA adds and freezes."""
     with torch.device("meta"):
         student = SelfFlowStudent(WorldTransformer(cfg.model, layout), cfg.objective, cfg.data.targets)
+        if cfg.train.lora:
+            begin_lora(student.transformer, cfg)
     return student.to(torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32)
 
 

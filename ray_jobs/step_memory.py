@@ -50,7 +50,8 @@ def step_memory(cfg: RunConfig, layout: Layout, student: SelfFlowStudent, *, on_
     one = draw(batch, layout, objective, _NoNoise(0, 0, tuple(range(bucket.batch_clips))))
     student.transformer.recompute = cfg.train.recompute
     _make_what_is_kept(cfg, layout)
-    hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in student.parameters()]
+    trained = [p for p in student.parameters() if p.requires_grad]
+    hooks = [parameter.register_post_accumulate_grad_hook(_drop_gradient) for parameter in trained]
     with meta_attention(is_fused=on_gpu), LiveBytes() as live:
         losses = self_flow_losses(student, student.transformer, one, objective, cfg.model.depth)
         kept = live.now

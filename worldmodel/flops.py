@@ -1,7 +1,8 @@
 """Floating-point operations that a step needs, whatever computes them: for MFU (PaLM, arXiv 2204.02311, B).
 
 Two for each multiply-add of a matrix product; attention counts the pairs of tokens that see each other, not
-those that a kernel computes and throws away, and recomputation counts nothing.
+those that a kernel computes and throws away, and recomputation counts nothing. Of a LoRA what goes
+through the frozen layers is counted.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def step_flops(cfg: RunConfig, layout: Layout, batch_clips: int) -> StepFlops:
     if cfg.objective.has_teacher:
         teacher = _products(lambda: student.transformer(*inputs, stop_after=teacher_layer))
         teacher += attention * teacher_layer
-    return StepFlops((1 + BACKWARD) * (forward + attention * cfg.model.depth), teacher)
+    backward = BACKWARD - 1 if cfg.train.lora else BACKWARD  # frozen weights have no gradients
+    student_flops = (1 + backward) * forward + (1 + BACKWARD) * attention * cfg.model.depth
+    return StepFlops(student_flops, teacher)
 
 
 def seen_pairs(cfg: RunConfig, layout: Layout) -> int:

@@ -63,6 +63,42 @@ def test_every_size_can_be_looked_at_without_its_hardware(name: str):
     json.dumps(facts)
 
 
+@pytest.mark.parametrize(
+    ("stage", "of_each_worker", "shared"),  # bytes a parameter in bf16, as docs/infrastructure.md has them
+    [(0, 24, 0), (1, 8, 16), (2, 4, 20), (3, 0, 24)],
+)
+def test_each_stage_holds_what_the_page_says(stage: int, of_each_worker: int, shared: int):
+    found = {}
+    for workers in (1, 4):
+        cfg = config(train={"workers": workers, "zero_stage": stage, "micro_batches": 4, "device": "cpu"})
+        found[workers] = sizes(cfg, layout_of(cfg), build_on_meta(cfg, layout_of(cfg)))
+    numel = found[1].optimizer / 12
+    for workers, memory in found.items():
+        state = memory.weights + memory.optimizer + memory.gradients + memory.teacher
+        assert state / numel == pytest.approx(of_each_worker + shared / workers, rel=0.02)
+
+
+def test_an_optimizer_in_the_machine_s_memory_leaves_the_gpu_its_weights():
+    kept, moved = (
+        sizes(cfg, layout_of(cfg), build_on_meta(cfg, layout_of(cfg)), on_gpu=True)
+        for cfg in (config(train={"workers": 4, "offload_optimizer": off}) for off in (False, True))
+    )
+    numel = kept.optimizer / 12
+    assert (moved.weights + moved.optimizer + moved.gradients + moved.teacher) / numel == pytest.approx(4)
+    assert (moved.host - kept.host) / numel == pytest.approx(24)
+
+
+def test_a_lora_has_state_and_commits_for_its_adapters_alone():
+    changes = {"workers": 2, "device": "cpu", "init": "bounce"}
+    whole, adapted = (
+        sizes(cfg, layout_of(cfg), build_on_meta(cfg, layout_of(cfg)))
+        for cfg in (config(train=changes | {"lora": lora}) for lora in (None, {"rank": 4}))
+    )
+    assert adapted.weights > whole.weights  # the base, and what is added
+    for kind in ("optimizer", "gradients", "teacher", "checkpoint"):
+        assert getattr(adapted, kind) < 0.1 * getattr(whole, kind), kind
+
+
 def test_a_dry_run_imports_no_ray_and_touches_no_gpu():
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "[] False", done.stderr

@@ -12,10 +12,10 @@ from avtok.load import codec_spec
 from ray_jobs.declared_cluster import GPUS, Cluster, declared_cluster
 from ray_jobs.dry_run import describe, dry_run
 from ray_jobs.errors import UserError
-from ray_jobs.fitting import CPU_MARGIN, SIZES, memory_of, refuse_what_cannot_fit
+from ray_jobs.fitting import CPU_MARGIN, GPU_MARGIN, SIZES, memory_of, refuse_what_cannot_fit
 from ray_jobs.model_cost import build_on_meta
+from ray_jobs.state_memory import Counts
 from ray_jobs.step_time import step_time
-from ray_jobs.worker_memory import Counts
 from tests.ray_jobs.test_cli_errors import complaint, worldmodel
 from worldmodel.config import RunConfig
 from worldmodel.layout import Layout
@@ -165,3 +165,34 @@ def test_a_step_takes_what_it_computes_and_what_it_waits_for():
     assert by_step.communication_s == pytest.approx((6 * count.whole + 2 * count.averaged) / 2 / 1e9)
     assert two.communication_s > 1.7 * by_step.communication_s  # for each of two micro-batches
     assert 1.2 < again.compute_s / alone.compute_s < 4 / 3
+
+
+def test_stages_move_what_they_do_not_hold():
+    """Two workers with two micro-batches each: half of it comes from the other."""
+    cluster = Cluster(tflops=1.0, interconnect_gb_s=1.0)
+
+    def sent(**settings: object) -> tuple[float, Counts]:
+        cfg = config(train__workers=2, train__micro_batches=4, **settings)
+        layout = Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
+        count = Counts.of(build_on_meta(cfg, layout), cfg.train.workers)
+        found = step_time(cfg, layout, cluster, count, cfg.data.batch_clips)
+        assert found is not None
+        return found.communication_s * 2 * 1e9, count
+
+    (none, count), (one, _), (two, _) = (sent(train__zero_stage=stage) for stage in range(3))
+    assert none == pytest.approx(8 * count.whole)  # gradients to and fro
+    assert one == pytest.approx(6 * count.whole + 2 * count.averaged)
+    assert two == pytest.approx(one + 4 * count.whole)  # gradients of each micro-batch
+
+
+def test_what_a_replica_cannot_hold_is_put_in_shards_and_last_on_the_machine():
+    cfg = config(train__device="cuda", train__workers=2, train__zero_stage=0)
+    replica, sharded = (
+        memory_of(
+            cfg.model_copy(update={"train": cfg.train.model_copy(update={"zero_stage": n})}), on_gpu=True
+        )
+        for n in (0, 3)
+    )
+    between = GPU_MARGIN.over((replica.peak + sharded.peak) // 2)
+    with pytest.raises(UserError, match=r"; use --set train\.zero_stage=3: "):
+        refuse_what_cannot_fit(cfg, Cluster(gpu_memory_gb=between), on_gpu=True, memory=replica)

@@ -67,6 +67,7 @@ def config(storage: Path, sources: dict[str, Path], workers: int) -> RunConfig:
             "model": {"depth": 2, "width": 64, "head_dim": 32},
             "train": {
                 "steps": STEPS,
+                "precision": "fp32",  # many processors take ten times as long in bf16
                 "workers": workers,
                 "checkpoint_every": 2,
                 "evaluate_every": STEPS,
