@@ -3,9 +3,9 @@
 Three presets in fp32 on the CPU, on one and two gloo ranks, each as it is (weights gathered once a step),
 with weights gathered block by block, and with activations computed again; others are ZeRO 0 to 2, an
 optimizer in the machine's memory and a LoRA, on two ranks. A rank builds the engine, trains four steps of
-synthetic latents and keeps a commit's copy of the state after the second. Measured: the kernel's VmHWM, reset after imports
-and one step of a model of 16 channels (so that what libraries load at first use, some 90 MB, is loaded),
-minus RSS at that moment.
+synthetic latents and keeps a commit's copy of the state after the second. Measured: the kernel's VmHWM, reset
+after imports and one step of a model of 16 channels (so that what libraries load at first use, some 90 MB, is
+loaded), minus RSS at that moment.
 
 max_relative_error: the worst of 18 cases, |predicted / measured - 1|. Ranks give each allocation from 64 kB
 on a mapping of its own, so that what is freed leaves RSS at once: the dry run counts bytes that are in use.

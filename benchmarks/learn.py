@@ -23,6 +23,7 @@ import torch
 
 from avtok.load import codec_spec, load_codec
 from ray_jobs.bench import Measured
+from ray_jobs.processor import has_bf16_units
 from ray_jobs.runtime_env import ROOT
 from worldmodel.checks.of_model import check_model, history_error
 from worldmodel.config import OptimConfig, RunConfig
@@ -103,7 +104,8 @@ def run(smoke: bool) -> Measured:
 
 def _recipe(overrides: list[str]) -> RunConfig:
     """The demo's, on this machine's CPU."""
-    return load_config(ROOT / "configs" / "demo.yaml", ["train.device=cpu", *overrides])
+    slow = [] if has_bf16_units() else ["train.precision=fp32"]
+    return load_config(ROOT / "configs" / "demo.yaml", ["train.device=cpu", *slow, *overrides])
 
 
 def _variant(name: str, *, steps: int, smoke: bool, say: Callable[[str], None]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 import json
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +59,28 @@ def test_media_is_cut_into_whole_clips_and_a_short_file_is_one_with_an_invalid_t
     ]
     assert plan.sample(0).text == "a ball"
     assert plan.sample(3).text == "hello"
+
+
+@given(
+    seconds=st.lists(st.floats(1.0, 30.0), min_size=20, max_size=60),
+    lengths=st.sets(st.sampled_from([0.5, 1.5, 2.0]), min_size=1),
+)
+def test_lengths_leave_nothing_that_packing_could_save(seconds, lengths):
+    """See docs/decisions/009-lengths-instead-of-packing.md."""
+    lengths = sorted({1.0, *lengths})
+    buckets = [{"clip_s": length, "size": [64, 64]} for length in lengths[:-1]]
+    cfg = with_data(clip_s=lengths[-1], buckets=buckets, batch_tokens=8000)
+    rows = [
+        {"uri": str(n), "group": str(n), "end_s": s, "duration_s": s, "has_video": True, "has_audio": True}
+        for n, s in enumerate(seconds)
+    ]
+    with TemporaryDirectory() as folder:
+        plan = make_plan(write_manifest(Path(folder) / "m.parquet", rows), cfg)
+    samples = list(map(plan.sample, range(plan.num_samples)))
+    trained, valid = sum(s.end_s - s.start_s for s in samples), sum(s.valid_s for s in samples)
+    slack = len(samples) / 16  # a frame that a container may have rounded away
+    assert trained - valid <= slack
+    assert sum(seconds) - valid <= lengths[0] * len(seconds)  # less than the shortest length of each
 
 
 def test_each_cut_carries_the_words_that_begin_in_it(tmp_path):
