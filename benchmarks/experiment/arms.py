@@ -110,7 +110,7 @@ CPU = Tier(
     episodes=64,
     steps=1000,
     seeds=(0, 1, 2),
-    learning_rates=(2e-3, 1e-3, 4e-3, 8e-3),
+    learning_rates=(2e-3, 1e-3, 4e-3, 8e-3, 16e-3),
     sizes=(
         Size("0.7M", _model(4, 64, 32), tuple(ARMS)),
         Size("2M", _model(6, 96, 48), _MAIN),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from avtok.mux import write_clip
 from benchmarks.experiment.arms import (
     ARMS,
     CPU,
@@ -169,3 +170,41 @@ def test_runs_are_trained_once_asked_and_shown_and_another_config_is_another_run
     drawn = figures(tier, results, summary)
     assert all(png.startswith(b"\x89PNG") for png in drawn.values())
     assert "Self-Flow against its rivals" in page(tier, results, summary, drawn, ["a fact"])
+
+
+@pytest.mark.slow
+def test_on_clips_of_one_s_own_arms_are_compared_by_what_needs_no_truth(tmp_path):
+    settings = world_settings("bounce_one")
+    (tmp_path / "clips").mkdir()
+    cfg = config(PLAIN)
+    for seed in range(14):
+        episode = make_episode(settings, seed=seed, duration_s=cfg.data.clip_s)
+        write_clip(
+            tmp_path / "clips" / f"{seed}.mp4",
+            episode.video_THWC,
+            episode.audio_N,
+            fps=int(cfg.data.fps),
+            sample_rate=cfg.data.sample_rate,
+        )
+    tier = replace(
+        SMOKE,
+        world=None,
+        manifest=str(tmp_path / "clips"),
+        overrides=(*SMOKE.overrides, "data.held_out=0.4", "data.batch_clips=4"),
+        seeds=(0,),
+        steps=2,
+        held_out=4,
+        curve_clips=4,
+        episodes=2,
+        sizes=(Size("tiny", SMOKE.sizes[0].overrides, (PLAIN, SELF_FLOW)),),
+    )
+    runs = compared_runs(tier, tier.sizes[0], 2e-3)
+    results = json.loads(json.dumps([run_arm(tier, run, tmp_path / "out", math.inf) for run in runs]))
+    for result in results:
+        assert math.isfinite(result["loss"])
+        assert "probes" not in result
+    summary = summarise(tier, results)
+    assert {"loss", "frechet_video", "frechet_audio"} <= summary["tiny"][SELF_FLOW]["metrics"].keys()
+    assert "held-out loss" in page(tier, results, summary, figures(tier, results, summary), ["a fact"])
+    with pytest.raises(ValueError, match=r"can be held out .* 100 and 4 are needed; give mo"):
+        run_arm(replace(tier, held_out=100), runs[0], tmp_path / "more", math.inf)
