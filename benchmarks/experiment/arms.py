@@ -113,8 +113,8 @@ CPU = Tier(
     learning_rates=(2e-3, 1e-3, 4e-3, 8e-3, 16e-3),
     sizes=(
         Size("0.7M", _model(4, 64, 32), tuple(ARMS)),
+        Size("0.2M", _model(4, 32, 32), _MAIN),
         Size("2M", _model(6, 96, 48), _MAIN),
-        Size("3.4M", _model(6, 128, 32), _MAIN),
         Size("0.7M-long", _model(4, 64, 32), (PLAIN, SELF_FLOW), longer=4, tuned_as="0.7M"),
     ),
 )
