@@ -7,6 +7,7 @@ it where there are few, so the steps after a commit are compared with the others
 
 Prediction: 16 bytes a parameter over 2 ranks are 0.27 GB each; copied at some 3 GB/s 0.1 s and as much again
 for new pages at the first commit, so 0.2 to 0.4 % of 60 s. Writing and hashing them takes 2 s of a core.
+Outcome: 0.18 %, 0.30 % at the worst commit; steps beside a writing thread are no slower (-0.7 %, noise).
 """
 
 from __future__ import annotations
