@@ -66,7 +66,7 @@ class Board:
         """The first word counts: after a failure other ranks and restarts only meet its consequences."""
         if not self.given_up:
             self.news.outcome = outcome
-        self.given_up = outcome["status"] == "failed"
+        self.given_up |= outcome["status"] == "failed"
 
     def collect(self) -> News:
         """Everything since the last call."""

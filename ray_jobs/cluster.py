@@ -205,9 +205,12 @@ def fit_problem(cfg: RunConfig, have: Mapping[str, float]) -> str:
             f"with data.encode_gpus={share:g} need {needed_gpus:g}, the cluster has {gpus:g}; set "
             "data.encode_gpus=0, or fill data.cache first by `worldmodel tokenize`, which has all GPUs"
         )
-    if cfg.train.device == "cuda" and have.get("GPU", 0) < cfg.train.workers:
+    if trains_on_gpus and gpus < cfg.train.workers:
+        fewer = f"train.workers={int(gpus)} or " if gpus >= 1 else ""
         return (
-            f"too few GPUs: train.workers={cfg.train.workers}, the cluster has {have.get('GPU', 0):g}; "
-            f"use train.device=cpu or fewer workers"
+            f"too few GPUs: train.workers={cfg.train.workers}, the cluster has {gpus:g}; "
+            f"use {fewer}train.device=cpu"
         )
+    if cfg.train.compile == "always" and not trains_on_gpus:
+        return "train.compile=always needs GPUs: nothing is compiled on CPUs; set train.compile=auto"
     return ""

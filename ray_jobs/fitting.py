@@ -122,7 +122,7 @@ def nearest_that_fits(
                 continue
             _, found = tried(chosen | changes)
             if found <= 1:
-                return _least(chosen, changes, tried)
+                return _least(chosen, changes, tried, lambda some: _go_together(cfg, some))
             if found < share:
                 share, strongest = found, changes
         chosen |= strongest or {}
@@ -130,13 +130,16 @@ def nearest_that_fits(
 
 
 def _least(
-    chosen: Changes, last: Changes, tried: Callable[[Changes], tuple[WorkerMemory, float]]
+    chosen: Changes,
+    last: Changes,
+    tried: Callable[[Changes], tuple[WorkerMemory, float]],
+    goes_together: Callable[[Changes], bool],
 ) -> tuple[Changes, WorkerMemory]:
     """Without the earlier changes that the last one makes needless. Clips and micro-batches go together."""
     kept = chosen | last
     for group in (("train.workers",), ("data.batch_clips", "train.micro_batches"), *((n,) for n in chosen)):
         without = {name: value for name, value in kept.items() if name not in group or name in last}
-        if without != kept and tried(without)[1] <= 1:
+        if without != kept and goes_together(without) and tried(without)[1] <= 1:
             kept = without
     return kept, tried(kept)[0]
 

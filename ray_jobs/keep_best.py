@@ -14,6 +14,7 @@ from typing import Any
 from ray_jobs.run_folder import BEST, listed_commits, write_whole
 
 ABOUT = "best.json"
+FORMER = f".{BEST}.former-"  # and the commit that took its place
 
 
 class BestCommit:
@@ -21,8 +22,11 @@ class BestCommit:
 
     def __init__(self, run: Path) -> None:
         self.run, self.errors = run, dict[int, float]()
-        if not (run / BEST).exists() and self._former.exists():
-            self._former.rename(run / BEST)  # stopped between two renames
+        formers = sorted(run.glob(f"{FORMER}*"))
+        if formers and not (run / BEST).exists():  # stopped between two renames
+            formers.pop().rename(run / BEST)
+        for former in formers:
+            shutil.rmtree(former, ignore_errors=True)
 
     def see(self, row: dict[str, Any]) -> None:
         if errors := [row[name] for name in ("eval_video", "eval_audio") if name in row]:
@@ -41,14 +45,12 @@ class BestCommit:
         shutil.copytree(commit, fresh, copy_function=_link)
         about = {"commit": commit.name, "held_out_error": error}
         write_whole(fresh / ABOUT, json.dumps(about))
+        # A name of its own: where a reader has its files open, the one before may not be gone yet.
+        former = self.run / f"{FORMER}{commit.name}"
         if (self.run / BEST).exists():
-            (self.run / BEST).rename(self._former)
+            (self.run / BEST).rename(former)
         fresh.rename(self.run / BEST)
-        shutil.rmtree(self._former, ignore_errors=True)
-
-    @property
-    def _former(self) -> Path:
-        return self.run / f".{BEST}.former"
+        shutil.rmtree(former, ignore_errors=True)
 
 
 def best_error(run: Path) -> float:

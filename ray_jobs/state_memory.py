@@ -104,7 +104,8 @@ def _partitioned(count: Counts, *, stage: int, sums_stay_whole: bool) -> dict[st
         "optimizer": count.partition * 3 * FP32,
         "gradients": summed * FP32,
         "teacher": count.averaged * count.value_bytes + count.partition * FP32,
-        "micro_gradients": min(count.trained, BUCKET) * FP32 + (count.trained if stage == 1 else 0) * FP32,
+        "micro_gradients": min(count.trained, BUCKET) * FP32
+        + (count.trained if stage == 1 else 0) * count.value_bytes,
         "buffers": count.partition * count.value_bytes if count.workers > 1 else 0,
         "update": count.partition * FP32,
     }

@@ -148,7 +148,7 @@ def run_training(
         if make_source:
             make_source()
         folder, plan, _ = prepare(cfg, command)
-    if plan and _is_trained(folder, cfg):
+    if plan and _is_committed(folder, cfg.train.steps):
         with storage_errors_in_words(folder.path):
             account(folder, plan)
             export_run(folder.path, folder.export)
@@ -182,7 +182,7 @@ def run_training(
     assert plan is not None
     with storage_errors_in_words(folder.path):
         metrics = MetricsFiles(folder.path)
-    exported, flags = _exported_metrics(cfg, folder), RedFlags()
+    exported, flags = _exported_metrics(cfg, folder), RedFlags(begins_anew=not cfg.train.init)
     best = BestCommit(folder.path) if cfg.train.keep_best else None
     tracking = Tracking(cfg, folder.path)
     news = News()
@@ -227,9 +227,10 @@ def run_training(
     sweep(folder.path)
     if metrics.problem:
         outcome = {"status": "failed", "reason": metrics.problem}
-    if outcome and outcome["status"] == "finished" and not _is_trained(folder, cfg):
+    is_done = outcome is not None and outcome["status"] in ("finished", "stopped")
+    if outcome and is_done and not _is_committed(folder, outcome["step"]):
         outcome = None  # the workers were done, but Ray could not enter the last commit
-    if outcome is None or outcome["status"] not in ("finished", "stopped"):
+    if outcome is None or not is_done:
         with suppress(OSError, JobError):  # what broke first is what must be said
             account(folder, plan)
         raise _failure(folder, outcome, failures, failure)
@@ -277,9 +278,9 @@ def _exported_metrics(cfg: RunConfig, folder: RunFolder) -> RunMetrics:
     return exported
 
 
-def _is_trained(folder: RunFolder, cfg: RunConfig) -> bool:
+def _is_committed(folder: RunFolder, step: int) -> bool:
     commit = last_commit(folder.path)
-    return commit is not None and read_model_file(commit)["step"] >= cfg.train.steps
+    return step == 0 or (commit is not None and read_model_file(commit)["step"] >= step)
 
 
 def _trainer(cfg: RunConfig, folder: RunFolder, board: Any) -> Any:

@@ -36,6 +36,10 @@ POLL_S = 0.2
 FAILPOINT = "WORLDMODEL_FAILPOINT"  # "kill:rankR:stepS" kills that worker once, for tests of recovery
 
 
+class CannotBuild(ValueError):
+    """The engine cannot be built here; no restart helps."""
+
+
 def layout_of(cfg: RunConfig) -> Layout:
     return Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
 
@@ -60,10 +64,13 @@ def train_worker(settings: dict[str, Any]) -> None:
         return  # Ray restarts a group after any error, also after one that no restart can mend
     try:
         _train(cfg, settings, board, attempt, rank, world_size)
-    except (CheckpointMismatch, TrainingDiverged) as error:
-        # The same on every rank, and a restart would meet it again: the job ends, the last commit stays.
+    except TrainingDiverged as error:  # the same on every rank, and a restart would meet it again
         if rank == 0:
-            ray.get(board.ended.remote({"status": "failed", "step": -1, "reason": str(error)}))
+            _end(board, error)
+    except (CheckpointMismatch, CannotBuild) as error:
+        # These too, but they may be this rank's alone: raised, so that Ray ends those that wait for it.
+        _end(board, error)
+        raise
     except Exception as error:
         tell_why(board, rank, error)
         raise
@@ -78,7 +85,10 @@ def _train(
     data_rank, data_world_size = rank // shared, world_size // shared
     per_step = -(-cfg.train.micro_batches // data_world_size)
     device = pick_device(cfg.train.device, local_rank)
-    engine = distributed_engine(cfg, layout, micro_batches=per_step, device=device)
+    try:
+        engine = distributed_engine(cfg, layout, micro_batches=per_step, device=device)
+    except ValueError as error:  # this machine or model cannot do what the config asks for
+        raise CannotBuild(str(error)) from error
     if not _plan_is_there(board):
         return
     plan = Plan.load(settings["plan"])
@@ -122,6 +132,11 @@ def _train(
     commits.wait()
     if rank == 0:
         ray.get(board.ended.remote(asdict(outcome)))
+
+
+def _end(board: Any, error: Exception) -> None:
+    """The job ends, the last commit stays."""
+    ray.get(board.ended.remote({"status": "failed", "step": -1, "reason": str(error)}))
 
 
 def _plan_is_there(board: Any) -> bool:

@@ -93,6 +93,11 @@ def test_too_few_cpus_or_gpus_come_with_what_to_do():
     assert "needs 3, the cluster has 2" in finding.found
     assert finding.advice == "use train.workers=1"
     assert "too few GPUs" in check_fit({"CPU": 64}, config(train={"device": "cuda"})).found
+    one_gpu = check_fit({"CPU": 64, "GPU": 1}, config(train={"workers": 2}))  # it would be waited for
+    assert "train.workers=2, the cluster has 1" in one_gpu.found
+    assert one_gpu.advice == "use train.workers=1 or train.device=cpu"
+    compiled = check_fit({"CPU": 64}, config(train={"compile": "always"}))
+    assert compiled.advice == "set train.compile=auto"
     assert check_fit({"CPU": 3}, config(train={"workers": 2})).ok
 
 

@@ -196,3 +196,22 @@ def test_what_a_replica_cannot_hold_is_put_in_shards_and_last_on_the_machine():
     between = GPU_MARGIN.over((replica.peak + sharded.peak) // 2)
     with pytest.raises(UserError, match=r"; use --set train\.zero_stage=3: "):
         refuse_what_cannot_fit(cfg, Cluster(gpu_memory_gb=between), on_gpu=True, memory=replica)
+
+
+def test_what_is_taken_back_leaves_settings_that_go_together():
+    """An offloaded optimizer needs gather=block, which alone would not have been enough."""
+    cfg = config(
+        model__depth=6,
+        model__width=1536,
+        train__device="cuda",
+        train__workers=1,
+        train__gather="step",
+        data__batch_clips=1,
+    )
+    with pytest.raises(UserError, match=r"train\.offload_optimizer=true") as told:
+        refuse_what_cannot_fit(
+            cfg, Cluster(gpu="h100", gpu_memory_gb=3.2), on_gpu=True, memory=memory_of(cfg, on_gpu=True)
+        )
+    smaller, _ = applied(str(told.value), cfg)
+    assert smaller.train.gather == "block"
+    assert GPU_MARGIN.over(memory_of(smaller, on_gpu=True).peak) <= 3.2

@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer
 from typer.testing import CliRunner
 
 from avtok.mux import write_clip
+from ray_jobs.board import Board
 from ray_jobs.cli import app
 from ray_jobs.cluster import connect, tasks_at_once
 from ray_jobs.errors import JobError, UserError
@@ -43,7 +44,7 @@ from tests.ray_jobs.faulty_runs import (
     steps_of,
 )
 from worldmodel.config import RunConfig
-from worldmodel.train.checkpoint import CheckpointReader
+from worldmodel.train.checkpoint import CheckpointReader, shard_name
 from worldmodel.worlds.bounce import BounceSettings, simulate
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -368,3 +369,33 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(whole, runs, clips, t
         run_training(cfg, command="pytest")
     assert e.value.exit_code == 1
     assert steps_of(folder.path) == {}
+
+
+def test_a_damaged_shard_of_any_rank_ends_the_job_at_once_and_is_named(whole, runs, clips, tmp_path):
+    """Rank 1 alone reads it, while rank 0 waits for it in a collective that takes half an hour to give up."""
+    cfg = config(tmp_path, "damaged", clips)
+    folder, _, _ = prepare(cfg, "pytest")
+    shutil.copytree(whole / "checkpoints", folder.path / "checkpoints")
+    for name in (SNAPSHOT, "plan.parquet", "manifest.parquet"):
+        shutil.copy(whole / name, folder.path / name)
+    commit = last_commit(folder.path)
+    assert commit is not None
+    shard = commit / shard_name(1, 2)
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"steps": STEPS + 1})})
+    folder.claim(cfg, "pytest")
+    with pytest.raises(JobError, match=rf"{shard_name(1, 2)}: changed since it was written") as e:
+        run_training(cfg, command="pytest")
+    assert f"last commit: {commit.name}" in str(e.value)
+    assert steps_of(folder.path) == {}
+
+
+def test_a_failure_is_not_forgotten_when_others_end_after_it():
+    board = Board(0, True)
+    board.ended({"status": "stopped", "step": 5})
+    board.ended({"status": "failed", "step": -1, "reason": "the disk is full"})
+    board.ended({"status": "finished", "step": 9})
+    assert board.collect().outcome == {"status": "failed", "step": -1, "reason": "the disk is full"}
+    assert board.new_attempt() == 0

@@ -85,12 +85,27 @@ def test_a_new_start_knows_the_best_so_far_also_when_it_was_stopped_between_two_
     evaluated(first, 10, 1.0)
     enter(tmp_path, 10)
     first.keep()
-    (tmp_path / BEST).rename(tmp_path / f".{BEST}.former")
+    (tmp_path / BEST).rename(tmp_path / f"{keep_best.FORMER}x")
     second = BestCommit(tmp_path)
     evaluated(second, 20, 2.0)
     enter(tmp_path, 10, 20)
     second.keep()
     assert kept(tmp_path) == CONTENT.format(10)
+
+
+def test_a_best_before_that_could_not_be_removed_is_in_no_one_s_way(tmp_path, monkeypatch):
+    best = BestCommit(tmp_path)
+    with monkeypatch.context() as patch:
+        # As on a share where somebody reads it.
+        patch.setattr(keep_best.shutil, "rmtree", lambda path, ignore_errors: None)
+        for step, error in ((10, 3.0), (20, 2.0), (30, 1.0)):
+            evaluated(best, step, error)
+            enter(tmp_path, *range(10, step + 1, 10))
+            best.keep()
+    assert kept(tmp_path) == CONTENT.format(30)
+    assert len(list(tmp_path.glob(f"{keep_best.FORMER}*"))) == 2
+    BestCommit(tmp_path)
+    assert not list(tmp_path.glob(f"{keep_best.FORMER}*"))
 
 
 def test_exporting_a_best_commit_that_is_not_there_says_how_to_get_one(tmp_path):

@@ -45,6 +45,13 @@ def test_sound_that_is_not_learned_is_told():
     assert "objective.audio_weight" in said
 
 
+def test_a_run_that_goes_on_and_a_model_that_had_learned_are_where_they_began_in_peace():
+    later, warm = RedFlags(), RedFlags(begins_anew=False)
+    rows = [{"step": step, "loss": 1.0, "loss_video": 0.2, "loss_audio": 0.7} for step in range(1000)]
+    assert [said for row in rows for said in later.see(row | {"step": row["step"] + 500})] == []
+    assert [said for row in rows for said in warm.see(row)] == []
+
+
 def test_rows_of_an_evaluation_and_missing_modalities_are_passed_over():
     assert RedFlags().see({"step": 5, "eval_video": 0.3}) == []
     assert warnings_of(loss_video=falling) == []

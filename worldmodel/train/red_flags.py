@@ -14,9 +14,11 @@ ENOUGH_STEPS, UNLEARNED = 600, 0.97
 
 
 class RedFlags:
-    """Fed with rows in order of their steps; each warning comes once."""
+    """Fed with rows in order of their steps; each warning comes once. That nothing is learned can only be
+    seen from the first step on, and of a model that begins anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, begins_anew: bool = True) -> None:
+        self.sees_the_beginning: bool | None = None if begins_anew else False
         self.cosines = {m: deque[float](maxlen=SPAN) for m in LEARNED}
         self.first = {m: list[float]() for m in LEARNED}
         self.last = {m: deque[float](maxlen=SPAN // 2) for m in LEARNED}
@@ -27,6 +29,8 @@ class RedFlags:
         if "loss" not in row:
             return []
         step = int(row["step"])
+        if self.sees_the_beginning is None:
+            self.sees_the_beginning = step == 0
         found = {}
         for m in LEARNED:
             if f"loss_{m}" not in row:
@@ -65,6 +69,6 @@ class RedFlags:
 
     def _is_unlearned(self, modality: str, step: int) -> bool:
         first, last = self.first[modality], self.last[modality]
-        if step < ENOUGH_STEPS or len(last) < last.maxlen:  # pyright: ignore[reportOperatorIssue]
+        if not self.sees_the_beginning or step < ENOUGH_STEPS or len(last) < last.maxlen:  # pyright: ignore[reportOperatorIssue]
             return False
         return sum(last) / len(last) > UNLEARNED * sum(first) / len(first)
