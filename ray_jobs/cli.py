@@ -94,7 +94,7 @@ def render(
     out: Annotated[Path, typer.Option(help="folder for the clips")],
     clips: Annotated[int, typer.Option(help="number of clips")] = 64,
     seconds: Annotated[float, typer.Option(help="length of a clip")] = 2.0,
-    split: Annotated[str, typer.Option(help="in, ood_speed, ood_size, ood_count or (talker) ood_voice")] = "in",
+    split: Annotated[str, typer.Option(help="in, ood_speed, ood_size, ood_count or ood_voice")] = "in",
     seed: int = 0,
     address: Address = None,
     as_json: Json = False,
