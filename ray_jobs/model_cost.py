@@ -34,11 +34,11 @@ PARTS = {  # the first fragment that a parameter's name holds decides
 }
 
 
-def build_on_meta(cfg: RunConfig, layout: Layout) -> SelfFlowStudent:
-    """The student in the precision that it runs in, with what a LoRA adds and freezes."""
+def build_on_meta(cfg: RunConfig, layout: Layout, *, is_adapted: bool = True) -> SelfFlowStudent:
+    """The student in the precision that it runs in; is_adapted: with what train.lora adds and freezes."""
     with torch.device("meta"):
         student = SelfFlowStudent(WorldTransformer(cfg.model, layout), cfg.objective, cfg.data.targets)
-        if cfg.train.lora:
+        if cfg.train.lora and is_adapted:
             begin_lora(student.transformer, cfg)
     return student.to(torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32)
 

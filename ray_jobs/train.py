@@ -72,7 +72,7 @@ def init_lines(cfg: RunConfig, layout: Layout) -> list[str]:
     if not cfg.train.init:
         return []
     folder = model_folder(cfg.train.init)
-    transformer = build_on_meta(cfg, layout).transformer
+    transformer = build_on_meta(cfg, layout, is_adapted=False).transformer
     fit = compare(folder, {name: tuple(p.shape) for name, p in transformer.named_parameters()})
     if cfg.train.lora:
         check_base(fit, folder, cfg)
