@@ -18,6 +18,7 @@ from ray_jobs.declared_cluster import Cluster, declared_cluster
 from ray_jobs.errors import UserError
 from ray_jobs.fitting import GB, needs, refuse_what_cannot_fit
 from ray_jobs.model_cost import build_on_meta, flops_per_step, over_flow_matching, parameters_by_part
+from ray_jobs.models import check_lora
 from ray_jobs.preflight import check_codecs
 from ray_jobs.sources import SourceRow, read_sources
 from ray_jobs.state_memory import Counts
@@ -52,6 +53,7 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
     """Facts by topic; bytes and counts are whole numbers. UserError for what does not divide, or does not fit
     the workers of a declared cluster."""
     cluster = cluster or Cluster()
+    check_lora(cfg.train.lora)
     layout = _layout(cfg)
     student = build_on_meta(cfg, layout)
     parts = parameters_by_part(student)

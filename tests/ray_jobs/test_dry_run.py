@@ -99,6 +99,12 @@ def test_a_lora_has_state_and_commits_for_its_adapters_alone():
         assert getattr(adapted, kind) < 0.1 * getattr(whole, kind), kind
 
 
+def test_without_peft_a_lora_s_dry_run_names_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ray_jobs.models.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"train.lora needs peft"):
+        dry_run(config(train={"init": "bounce", "lora": {"rank": 4}}))
+
+
 def test_a_dry_run_imports_no_ray_and_touches_no_gpu():
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "[] False", done.stderr
