@@ -104,8 +104,8 @@ def sizes(cfg: RunConfig, layout: Layout, student: SelfFlowStudent, *, on_gpu: b
     return WorkerMemory(
         **dict.fromkeys(STATE, 0) | state,
         batches=step.batch * micro_batches,
-        activations=step.kept
-        // cfg.train.sequence_parallel,  # of whole clips: their tokens lie on some ranks
+        # Of whole clips, whose tokens lie on several ranks.
+        activations=step.kept // cfg.train.sequence_parallel,
         passing=step.passing,
         building=on_device,
         snapshot=0 if on_gpu else stored,

@@ -23,7 +23,6 @@ from ray.train.torch import TorchTrainer
 from typer.testing import CliRunner
 
 from avtok.mux import write_clip
-from ray_jobs.board import Board
 from ray_jobs.cli import app
 from ray_jobs.cluster import connect, tasks_at_once
 from ray_jobs.errors import JobError, UserError
@@ -390,12 +389,3 @@ def test_a_damaged_shard_of_any_rank_ends_the_job_at_once_and_is_named(whole, ru
         run_training(cfg, command="pytest")
     assert f"last commit: {commit.name}" in str(e.value)
     assert steps_of(folder.path) == {}
-
-
-def test_a_failure_is_not_forgotten_when_others_end_after_it():
-    board = Board(0, True)
-    board.ended({"status": "stopped", "step": 5})
-    board.ended({"status": "failed", "step": -1, "reason": "the disk is full"})
-    board.ended({"status": "finished", "step": 9})
-    assert board.collect().outcome == {"status": "failed", "step": -1, "reason": "the disk is full"}
-    assert board.new_attempt() == 0
