@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,20 +87,33 @@ def student_layer(tier: Tier, size: str) -> int:
 
 def statements(tier: Tier, results: list[Result]) -> list[str]:
     """What may be said, each with its interval. A claim needs an interval that excludes zero."""
-    lines = []
+    found = list(_differences(tier, results))
+    lines = [f"{what}: {said(d, lower_is_better=metric.lower_is_better)}" for what, metric, d in found]
+    shown = [d for _, _, d in found if math.isfinite(d.low)]
+    return [*lines, by_chance(shown)] if shown else lines
+
+
+def by_chance(shown: list[Interval]) -> str:
+    """How many intervals exclude zero, beside how many would if no two arms differed."""
+    apart = sum(d.excludes_zero for d in shown)
+    by_luck = f"{0.05 * len(shown):.1f} would if no two arms differed"
+    return f"{apart} of these {len(shown)} intervals exclude zero; {by_luck}"
+
+
+def _differences(tier: Tier, results: list[Result]) -> Iterator[tuple[str, Metric, Interval]]:
+    """What is compared, its metric and the difference, size by size and pair by pair."""
     for size in (size.name for size in tier.sizes):
         layer = student_layer(tier, size)
         for ours, theirs in PAIRS:
-            runs, others = compared(results, size, ours), compared(results, size, theirs)
-            for name in CLAIMED:
-                metric = METRICS[name]
-                values = (
-                    {seed: metric.value(r, layer) for seed, r in part.items()} for part in (runs, others)
-                )
+            arms = [compared(results, size, arm) for arm in (ours, theirs)]
+            for metric in (METRICS[name] for name in CLAIMED):
+                values = [{seed: metric.value(r, layer) for seed, r in runs.items()} for runs in arms]
                 if difference := paired(*values):
-                    what = f"{size}: {ARMS[ours].title} minus {ARMS[theirs].title}, {metric.title}"
-                    lines.append(f"{what}: {said(difference, lower_is_better=metric.lower_is_better)}")
-    return lines
+                    yield (
+                        f"{size}: {ARMS[ours].title} minus {ARMS[theirs].title}, {metric.title}",
+                        metric,
+                        difference,
+                    )
 
 
 def said(difference: Interval, *, lower_is_better: bool) -> str:

@@ -32,7 +32,7 @@ from benchmarks.experiment.page import figures, page
 from benchmarks.experiment.paired import interval, paired
 from benchmarks.experiment.probes import SILENT, factors_of, probe
 from benchmarks.experiment.run_arms import finished, run_arm, run_experiment
-from benchmarks.experiment.summary import first_below, said, statements, summarise
+from benchmarks.experiment.summary import by_chance, first_below, said, statements, summarise
 from worldmodel.train.engine import build_student
 from worldmodel.worlds.catalog import make_episode, world_settings
 from worldmodel.worlds.sound import MATERIALS
@@ -92,6 +92,12 @@ def test_nothing_is_claimed_of_one_seed_or_of_an_interval_that_holds_zero():
     assert said(interval([-1.0, 1.0, 0.5]), lower_is_better=True).endswith("no difference shown")
     assert said(interval([-1.0, -1.1, -0.9]), lower_is_better=True).endswith("better")
     assert said(interval([-1.0, -1.1, -0.9]), lower_is_better=False).endswith("worse")
+
+
+def test_it_is_said_how_many_intervals_would_exclude_zero_by_chance():
+    apart, not_apart = interval([-1.0, -1.1, -0.9]), interval([-1.0, 1.0, 0.5])
+    said_of_all = by_chance([apart, *[not_apart] * 39])
+    assert said_of_all == "1 of these 40 intervals exclude zero; 2.0 would if no two arms differed"
 
 
 def test_the_step_at_which_a_curve_first_is_below_a_value_lies_between_its_points():
