@@ -24,8 +24,9 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/worldmodel demo
 
+# Two processes of one thread each: clusters start in one of them, and the other tests fill its waits.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ray_jobs.bench import Measured
@@ -30,25 +29,28 @@ from benchmarks.experiment.run_arms import run_experiment
 from benchmarks.experiment.summary import statements, summarise
 from worldmodel.load_config import dump_config
 
-RUNS = "runs.jsonl"
+RUNS, OWN = "runs.jsonl", "-own"
 WORKERS = 2
 
 
 def run(smoke: bool, *, minutes: float = float("inf"), manifest: str | None = None) -> Measured:
-    tier = SMOKE if smoke else CPU
+    tier, variant = (SMOKE if smoke else CPU), OWN if manifest else ""
+    out = ROOT / "runs" / f"objectives{variant}{'-smoke' if smoke else ''}"
     if manifest:
-        tier = replace(tier, world=None, manifest=str(Path(manifest).resolve()))
-    out = (
-        ROOT / "runs" / ("objectives-smoke" if smoke else "objectives" if not manifest else "objectives-own")
-    )
+        from benchmarks.experiment.manifest_clips import prepare_manifest
+
+        tier = replace(tier, world=None, manifest=manifest)
+        any_run = compared_runs(tier, tier.sizes[0], tier.learning_rates[0])[0]
+        out = prepare_manifest(manifest, config_of(tier, any_run), tier.held_out, out)
+        tier = replace(tier, prepared=out)
     log: list[str] = []
 
     def say(line: str) -> None:
         log.append(line)
         print(line, file=sys.stderr, flush=True)
 
-    results = run_experiment(tier, out, minutes=minutes, workers=WORKERS, say=say, known=filed_runs())
-    return measured(tier, results, log)
+    results = run_experiment(tier, out, minutes=minutes, workers=WORKERS, say=say, known=filed_runs(variant))
+    return replace(measured(tier, results, log), variant=variant)
 
 
 def measured(tier: Tier, results: list[dict[str, Any]], log: list[str]) -> Measured:
@@ -65,12 +67,14 @@ def measured(tier: Tier, results: list[dict[str, Any]], log: list[str]) -> Measu
         f"learning rates {chosen}: the best of {among} for flow matching at that size",
         "differences are paired by seed; intervals are Student's t, 95 %",
     ]
+    diverged = [f"{r['size']}/{r['arm']}/seed{r['seed']}" for r in results if "diverged" in r]
+    facts += [f"diverged and not compared: {', '.join(diverged)}"] if diverged else []
     claims = statements(tier, results)
     lines = "".join(json.dumps(result, sort_keys=True) + "\n" for result in results)
     first = compared_runs(tier, tier.sizes[0], rates[0][1] if rates else tier.learning_rates[0])[0]
     return Measured(
         figures={"arms": summary, "runs": len(results), "planned": planned, "statements": claims},
-        raw={"tuning": [[r["size"], r["learning_rate"], r["loss"]] for r in tuned]},
+        raw={"tuning": [[r["size"], r["learning_rate"], r["loss"]] for r in tuned], "diverged": diverged},
         n=len(tier.seeds),
         config=dump_config(config_of(tier, first)),
         log="\n".join([*log, *claims]) + "\n",
@@ -82,7 +86,7 @@ def measured(tier: Tier, results: list[dict[str, Any]], log: list[str]) -> Measu
     )
 
 
-def filed_runs() -> list[dict[str, Any]]:
+def filed_runs(variant: str = "") -> list[dict[str, Any]]:
     """Of the last result that was filed."""
-    folders = sorted((ROOT / "benchmarks" / "results").glob(f"*_objectives/{RUNS}"))
+    folders = sorted((ROOT / "benchmarks" / "results").glob(f"*_objectives{variant}/{RUNS}"))
     return [json.loads(line) for line in folders[-1].read_text("utf-8").splitlines()] if folders else []

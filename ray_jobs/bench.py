@@ -32,7 +32,8 @@ class Measured:
 
     figures: key -> number, the keys that the docs promise. raw: every repeat. n: how many repeats.
     baseline: what the figures are compared with, absolute. config: YAML. log: what was printed on the way.
-    files: pictures and pages by name, filed beside them.
+    files: pictures and pages by name, filed beside them. variant: of the folder's name, where another
+    measurement of the same day must not be overwritten.
     """
 
     figures: dict[str, Any]
@@ -42,6 +43,7 @@ class Measured:
     config: str = ""
     log: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
+    variant: str = ""
 
 
 def run_benchmark(name: str, *, smoke: bool, root: Path = ROOT, **options: Any) -> dict[str, Any]:
@@ -73,7 +75,9 @@ def run_benchmark(name: str, *, smoke: bool, root: Path = ROOT, **options: Any) 
         "seconds": round((datetime.now(UTC) - began).total_seconds(), 1),
     }
     if not smoke:
-        _file(result, measured, root / "benchmarks" / "results" / f"{began:%Y-%m-%d}_{name}")
+        _file(
+            result, measured, root / "benchmarks" / "results" / f"{began:%Y-%m-%d}_{name}{measured.variant}"
+        )
     return result
 
 

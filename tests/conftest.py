@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
 # A machine that is busy elsewhere is no failure of an example.
 settings.register_profile("worldmodel", deadline=None)
 settings.load_profile("worldmodel")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two processes (`make test`) one starts clusters, one after the other; a file stays in one."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))

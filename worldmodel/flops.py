@@ -1,13 +1,15 @@
 """Floating-point operations that a step needs, whatever computes them: for MFU (PaLM, arXiv 2204.02311, B).
 
 Two for each multiply-add of a matrix product; attention counts the pairs of tokens that see each other, not
-those that a kernel computes and throws away, and recomputation counts nothing. Of a LoRA what goes
-through the frozen layers is counted.
+those that a kernel computes and throws away, and recomputation counts nothing. Layers that read data have no
+gradient of their input. Of a LoRA what goes through the frozen layers is counted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from worldmodel.self_flow import layers_of, tapped_layers
 
 # B clips, L tokens.
 
-BACKWARD = 2  # times a forward
+ATTENTION_BACKWARD = 2  # times a forward
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,20 @@ def step_flops(cfg: RunConfig, layout: Layout, batch_clips: int) -> StepFlops:
     levels = torch.empty(batch_clips, layout.num_levels, device="meta")
     level_of = torch.empty(batch_clips, layout.length, dtype=torch.int64, device="meta")
     inputs = (tokens, levels, level_of)
-    forward = _products(lambda: student(*inputs, features=tapped))
+
+    def forward() -> dict[str, Any]:
+        return student(*inputs, features=tapped)
+
     attention = 4.0 * batch_clips * seen_pairs(cfg, layout) * cfg.model.width  # scores and values, a block
     teacher = 0.0
     if cfg.objective.has_teacher:
-        teacher = _products(lambda: student.transformer(*inputs, stop_after=teacher_layer))
+        teacher = _without_gradients(lambda: student.transformer(*inputs, stop_after=teacher_layer))
         teacher += attention * teacher_layer
-    backward = BACKWARD - 1 if cfg.train.lora else BACKWARD  # frozen weights have no gradients
-    student_flops = (1 + backward) * forward + (1 + BACKWARD) * attention * cfg.model.depth
-    return StepFlops(student_flops, teacher)
+    if cfg.train.lora:  # frozen weights have no gradients: back as forth
+        products = 2 * _without_gradients(forward)
+    else:
+        products = _products(lambda: sum(_leaves(forward())).backward())
+    return StepFlops(products + (1 + ATTENTION_BACKWARD) * attention * cfg.model.depth, teacher)
 
 
 def seen_pairs(cfg: RunConfig, layout: Layout) -> int:
@@ -80,9 +87,23 @@ def empty_tokens(layout: Layout, batch_clips: int) -> Tokens:
     )
 
 
-def _products(forward) -> float:
+def _leaves(out: Any) -> Iterator[Tensor]:
+    """The sum of each tensor in nested lists and dictionaries."""
+    if isinstance(out, Tensor):
+        yield out.sum()
+        return
+    for part in out.values() if isinstance(out, dict) else out:
+        yield from _leaves(part)
+
+
+def _without_gradients(forward: Callable[[], Any]) -> float:
+    with torch.no_grad():
+        return _products(forward)
+
+
+def _products(step: Callable[[], Any]) -> float:
     """Of linear layers alone: products of batches are attention's, and the choice of a noise level's row."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        forward()
+    with FlopCounterMode(display=False) as counter:
+        step()
     by_operator = counter.get_flop_counts()["Global"]
     return float(sum(by_operator.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm)))

@@ -61,7 +61,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Tier:
-    """One machine's worth of the experiment. Of clips from a manifest no truth is known: no world."""
+    """One machine's worth of the experiment. Of clips from a manifest no truth is known: no world.
+
+    prepared: the folder of a manifest's latents, see manifest_clips.
+    """
 
     config: str
     overrides: tuple[str, ...]
@@ -75,6 +78,7 @@ class Tier:
     learning_rates: tuple[float, ...]
     sizes: tuple[Size, ...]
     manifest: str | None = None
+    prepared: Path | None = None
 
     def size(self, name: str) -> Size:
         return next(size for size in self.sizes if size.name == name)

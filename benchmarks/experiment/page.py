@@ -32,12 +32,13 @@ TITLE = "Self-Flow against its rivals"
 
 
 def figures(tier: Tier, results: list[Result], summary: dict[str, Any]) -> dict[str, bytes]:
-    """PNG files by name."""
-    drawn = {
-        "curves.png": _curves(tier, results, summary),
-        "differences.png": _differences(summary),
-        "by_noise.png": _by_noise(results, summary),
-    }
+    """PNG files by name, of what can be compared so far."""
+    if not summary:
+        return {}
+    drawn = {"curves.png": _curves(tier, results, summary), "by_noise.png": _by_noise(results, summary)}
+    first = next(iter(summary.values()))
+    if PLAIN in first:
+        drawn["differences.png"] = _differences(first)
     if any("probes" in result for result in results):
         drawn["probes.png"] = _probes(tier, results, summary)
     return {name: _png(figure) for name, figure in drawn.items()}
@@ -109,7 +110,7 @@ def _curves(tier: Tier, results: list[Result], summary: dict[str, Any]) -> Figur
                         alpha=0.9,
                         label=ARMS[arm].title if number == 0 else None,
                     )
-        last = [run["curve"][-1][1] for run in results if run["size"] == size]
+        last = [run["curve"][-1][1] for run in results if run["size"] == size and "curve" in run]
         for row, label in enumerate(("steps", "TFLOP")):
             axes[row, column].set_xlabel(label)
             axes[row, column].set_ylim(0.98 * min(last), 1.6 * max(last))
@@ -121,9 +122,8 @@ def _curves(tier: Tier, results: list[Result], summary: dict[str, Any]) -> Figur
     return figure
 
 
-def _differences(summary: dict[str, Any]) -> Figure:
+def _differences(arms: dict[str, Any]) -> Figure:
     """Paired differences to plain flow matching in percent of its mean at the smallest size."""
-    arms = next(iter(summary.values()))
     names = [arm for arm in arms if arm != PLAIN]
     shown = [name for name in METRICS if arms[PLAIN]["metrics"][name]["mean"]]
     figure = Figure(figsize=(3.0 * min(4, len(shown)) + 2, 2.6 * -(-len(shown) // 4)), layout="constrained")
@@ -172,7 +172,7 @@ def _by_noise(results: list[Result], summary: dict[str, Any]) -> Figure:
 def _probes(tier: Tier, results: list[Result], summary: dict[str, Any]) -> Figure:
     """Scores of linear probes by layer, means over seeds, of the smallest size."""
     size = next(iter(summary))
-    factors = list(results[0]["probes"])
+    factors = next(list(result["probes"]) for result in results if "probes" in result)
     figure = Figure(figsize=(3.2 * len(factors), 3.2), layout="constrained")
     axes = figure.subplots(1, len(factors), squeeze=False)
     for axis, factor in zip(axes[0], factors, strict=True):

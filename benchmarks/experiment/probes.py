@@ -66,16 +66,17 @@ def factors_of(truths: Sequence[Truth], cfg: RunConfig) -> Factors:
 
 @torch.no_grad()
 def features_at(
-    model: WorldTransformer, clips: WorldClips, cfg: RunConfig, t: float
+    model: WorldTransformer, clips: WorldClips, cfg: RunConfig, t: float, *, noise: int
 ) -> dict[int, dict[str, np.ndarray]]:
     """Hidden states after each layer (0: the noisy latents themselves), [R, F] of each modality, with every
-    token at t."""
+    token at t. noise: a number of the draw; clips of one row share theirs, so what a probe is fitted on and
+    what it is asked about need two, or it is asked about noise that it has learned."""
     layers = range(1, model.cfg.depth + 1)
     found: dict[int, dict[str, list[np.ndarray]]] = {n: {"video": [], "audio": []} for n in (0, *layers)}
     device = next(model.parameters()).device
     for batch in clips.batches(cfg, num_clips=len(clips)):
         levels = homogeneous_levels(model.layout, batch.num_clips, t)
-        rng = SampleRandom(cfg.seed, -1, tuple(batch.sample_ids_B.tolist()))
+        rng = SampleRandom(cfg.seed, noise, tuple(batch.sample_ids_B.tolist()))
         one = draw(batch.to(device), model.layout, cfg.objective, rng, levels)
         tokens, x_t, _ = one.tokens_at(one.levels.student_BK)
         out = model(

@@ -115,8 +115,8 @@ def _probes(model: WorldTransformer, cfg: RunConfig, questions: Questions) -> di
     fitted, truth = questions.known
     found: dict[str, Any] = {factor: {} for factor in FROM}
     for t in NOISE_LEVELS:
-        train = features_at(model, questions.fitted, cfg, t)
-        held_out = features_at(model, questions.held_out, cfg, t)
+        train = features_at(model, questions.fitted, cfg, t, noise=-2)
+        held_out = features_at(model, questions.held_out, cfg, t, noise=-1)
         for factor, modality in FROM.items():
             found[factor][str(t)] = [
                 probe(
@@ -143,12 +143,22 @@ def _rollouts(model: WorldTransformer, cfg: RunConfig, questions: Questions) -> 
     checks = check_rollouts(latents, cfg, video, audio, world=questions.world, seeds=clips.seeds_E.tolist())
     of = checks["checks"]
     return found | {
-        "position_error": of["position_error"].get("value"),
+        "position_error": _bounded(of["position_error"]),
+        "position_error_median": of["position_error"].get("value"),
         "position_error_over_frozen": checks["position_error_025s_over_frozen"],
         "onset_f1": of["onset_f1"].get("value"),
         "onset_f1_gain": of["onset_f1"].get("own_minus_another"),
         "contact_sound_lag_ms": of["contact_sound_lag"].get("value"),
     }
+
+
+def _bounded(check: dict[str, Any]) -> float | None:
+    """The mean over episodes, each at most what a frozen frame is wrong by. Lost bodies would outweigh all
+    others else, and half of them would make the median jump."""
+    if "per_episode" not in check:
+        return None
+    frozen = check["baselines"]["frozen_frame"]
+    return float(np.nanmean(np.minimum(check["per_episode"], frozen)))
 
 
 def _chunks(latents: Tensor, chunks: int, first: int = 0) -> np.ndarray:

@@ -1,13 +1,15 @@
 """Trains the arms that have not been trained yet, asks each, and keeps the answers.
 
-A run that is stopped goes on from its last checkpoint; what a result was asked with is kept beside it, so
-that another config is another run. Clips are made once for all runs.
+A run that is stopped goes on from its last checkpoint. What it is trained with and what it was asked are kept
+beside it: another config or other clips are another run, and other questions are asked of the average that is
+kept. Clips are made once for all runs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -19,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.experiment.arms import (
+    ARMS,
     SELF_FLOW,
     Run,
     Tier,
@@ -42,11 +46,14 @@ from worldmodel.config import RunConfig
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.train.checkpoint import CheckpointReader
 from worldmodel.train.engine import pick_device
-from worldmodel.train.loop import EVALUATED_T
+from worldmodel.train.loop import EVALUATED_T, TrainingDiverged
 from worldmodel.train.no_compiler import turn_compiler_off
 from worldmodel.worlds.clips import HELD_OUT_SEED, WorldClips
 
-RESULT = "result.json"
+RESULT, AVERAGE, TRAINED_AS = "result.json", "average.safetensors", "trained_as.txt"
+# Raised with any change to what a config means in training, and to what a trained arm is asked: results from
+# before are not taken.
+TRAINING, QUESTIONS = 2, 2
 Result = dict[str, Any]
 
 
@@ -63,7 +70,7 @@ def run_experiment(
     ends_at = time.monotonic() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
     for result in known:
-        _keep(out, result)
+        _take(tier, result, out)
     found: dict[Run, Result] = {}
     for size in tier.sizes:
         wanted = tuning_runs(tier, size)
@@ -97,7 +104,12 @@ def _run_all(
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run_arm, tier, run, out, ends_at): run for run in missing}
         for done in as_completed(waiting):
-            if result := done.result():
+            try:
+                result = done.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # else all that wait would run first
+                raise
+            if result:
                 found[waiting[done]] = result
                 say(f"{len(found)} of {len(runs)}: {waiting[done].name}: loss {result['loss']:.4f}")
     return found
@@ -117,17 +129,22 @@ def run_arm(tier: Tier, run: Run, out: Path, ends_at: float) -> Result | None:
     if time.monotonic() >= ends_at:
         return None
     cfg, folder = config_of(tier, run), out / run.name
+    device = pick_device(cfg.train.device)
     torch.set_num_threads(1)
-    turn_compiler_off()
-    folder.mkdir(parents=True, exist_ok=True)
-    clips, held_out, questions = _prepare(tier, out)
-    left = (ends_at - time.monotonic()) / 60
-    outcome = train_world(cfg, clips, held_out, folder, facts={}, minutes=left)
-    if outcome.status != "finished":
+    if device.type == "cpu":  # nothing is compiled there
+        turn_compiler_off()
+    try:
+        average = _trained(tier, cfg, out, folder, ends_at)
+    except TrainingDiverged as error:
+        result = {**asdict(run), "asked": _asked(tier, cfg), "diverged": str(error), "loss": math.inf}
+        _keep(out, result)
+        return result
+    if average is None:
         return None
+    _, _, questions = _prepare(tier, out)
     model = WorldTransformer(cfg.model, layout_of(cfg))
-    model.load_state_dict(CheckpointReader(folder / CHECKPOINT).ema_weights())
-    model = model.eval().requires_grad_(False).to(pick_device(cfg.train.device))
+    model.load_state_dict(average)
+    model = model.eval().requires_grad_(False).to(device)
     result = {
         **asdict(run),
         "asked": _asked(tier, cfg),
@@ -138,9 +155,28 @@ def run_arm(tier: Tier, run: Run, out: Path, ends_at: float) -> Result | None:
         **answers(model, cfg, questions),
     }
     _keep(out, result)
-    for name in (CHECKPOINT, "export"):
-        shutil.rmtree(folder / name, ignore_errors=True)
     return result
+
+
+def _trained(
+    tier: Tier, cfg: RunConfig, out: Path, folder: Path, ends_at: float
+) -> dict[str, torch.Tensor] | None:
+    """The averaged weights, as they were kept or trained now; None when the time is up before."""
+    identity, mark = _trained_as(tier, cfg), folder / TRAINED_AS
+    if folder.exists() and (not mark.exists() or mark.read_text() != identity):
+        shutil.rmtree(folder)  # of another config, or of other clips
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(identity)
+    if not (folder / AVERAGE).exists():
+        clips, held_out, _ = _prepare(tier, out)
+        left = (ends_at - time.monotonic()) / 60
+        if train_world(cfg, clips, held_out, folder, facts={}, minutes=left).status != "finished":
+            return None
+        save_file(CheckpointReader(folder / CHECKPOINT).ema_weights(), folder / f"{AVERAGE}.partial")
+        (folder / f"{AVERAGE}.partial").replace(folder / AVERAGE)
+        for name in (CHECKPOINT, "export"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    return load_file(folder / AVERAGE)
 
 
 @cache
@@ -148,11 +184,10 @@ def _prepare(tier: Tier, out: Path) -> tuple[WorldClips, WorldClips, Questions]:
     """Clips are the same for all sizes and arms."""
     cfg = config_of(tier, Run(tier.sizes[0].name, SELF_FLOW, 0, tier.learning_rates[0]))
     if tier.world is None:
-        from benchmarks.experiment.manifest_clips import (
-            clips_of_manifest,
-        )  # Ray, which a GPU machine may lack
+        from benchmarks.experiment.manifest_clips import clips_of_manifest  # Ray: a GPU machine may lack it
 
-        clips, held_out = clips_of_manifest(str(tier.manifest), cfg, tier.held_out, out)
+        assert tier.prepared is not None, "see prepare_manifest"
+        clips, held_out = clips_of_manifest(tier.prepared)
         return clips, held_out, questions_of_clips(cfg, clips, held_out)
     clips = prepare_clips([(tier.world, tier.clips)], cfg, out / "clips.npz", workers=1)
     held_out = prepare_clips(
@@ -183,11 +218,29 @@ def _curves(log: Path, cfg: RunConfig) -> Result:
     return {"curve": curve, "features": shown, "train_s": sum(row["step_s"] for row in steps)}
 
 
-def _asked(tier: Tier, cfg: RunConfig) -> str:
-    """Of the config and of what was asked: results of another are not taken."""
+def _trained_as(tier: Tier, cfg: RunConfig) -> str:
+    """Of the config and the clips."""
     said = cfg.model_dump(mode="json", exclude_defaults=True)  # settings that came later change nothing
-    what = [said, tier.world or tier.manifest, tier.clips, tier.held_out, tier.episodes]
+    clips = tier.prepared.name if tier.prepared else [tier.world, tier.clips]
+    return _hash([TRAINING, said, clips])
+
+
+def _asked(tier: Tier, cfg: RunConfig) -> str:
+    """Of training and of what was asked: results of another are not taken."""
+    return _hash([_trained_as(tier, cfg), QUESTIONS, tier.held_out, tier.episodes])
+
+
+def _hash(what: list[Any]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _take(tier: Tier, result: Result, out: Path) -> None:
+    """A result from elsewhere, where it is one of this tier and there is none yet."""
+    run = Run(*(result[name] for name in Run.__dataclass_fields__))
+    if run.size not in {size.name for size in tier.sizes} or run.arm not in ARMS or finished(tier, run, out):
+        return
+    if result["asked"] == _asked(tier, config_of(tier, run)):
+        _keep(out, result)
 
 
 def _keep(out: Path, result: Result) -> None:

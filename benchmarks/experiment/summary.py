@@ -49,7 +49,9 @@ METRICS = {
     "probe_sounded": Metric("probe: which body sounded, from picture tokens", False, _probe("sounded")),
     "frechet_video": Metric("Fréchet distance, picture", True, _in("rollouts", "frechet_video")),
     "frechet_audio": Metric("Fréchet distance, sound", True, _in("rollouts", "frechet_audio")),
-    "position_error": Metric("rollout: position error at 0.25 s", True, _in("rollouts", "position_error")),
+    "position_error": Metric(
+        "rollout: position error at 0.25 s, at most a frozen frame's", True, _in("rollouts", "position_error")
+    ),
     "onset_f1_gain": Metric("rollout: onset F1 over another clip's", False, _in("rollouts", "onset_f1_gain")),
 }
 
@@ -75,8 +77,12 @@ def summarise(tier: Tier, results: list[Result]) -> dict[str, Any]:
 
 
 def compared(results: list[Result], size: str, arm: str) -> dict[int, Result]:
-    """By seed; runs that chose the learning rate are not compared."""
-    mine = [r for r in results if (r["size"], r["arm"]) == (size, arm) and r["seed"] != TUNING_SEED]
+    """By seed; runs that chose the learning rate, and those that diverged, are not compared."""
+    mine = [
+        r
+        for r in results
+        if (r["size"], r["arm"]) == (size, arm) and r["seed"] != TUNING_SEED and "diverged" not in r
+    ]
     return {result["seed"]: result for result in mine}
 
 

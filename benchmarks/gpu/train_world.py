@@ -37,7 +37,7 @@ from worldmodel.export import add_facts, check_facts, load_model, save_model
 from worldmodel.layout import Layout
 from worldmodel.load_config import load_config
 from worldmodel.train.checkpoint import load_checkpoint, write_checkpoint
-from worldmodel.train.engine import TEACHER_PREFIX, PlainEngine
+from worldmodel.train.engine import TEACHER_PREFIX, PlainEngine, pick_device
 from worldmodel.train.loop import Hooks, Outcome, train
 from worldmodel.train.no_compiler import turn_compiler_off
 from worldmodel.worlds.clips import HELD_OUT_SEED, WorldClips, make_clips
@@ -68,7 +68,8 @@ def main() -> None:
     given = parser.parse_args()
     cfg = load_config(given.config, given.overrides)
     torch.set_num_threads(given.threads)
-    turn_compiler_off()
+    if pick_device(cfg.train.device).type == "cpu":  # nothing is compiled there
+        turn_compiler_off()
     given.out.mkdir(parents=True, exist_ok=True)
     worlds = [
         (name, int(count)) for name, _, count in (world.partition(":") for world in given.world or WORLDS)

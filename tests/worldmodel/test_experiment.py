@@ -28,11 +28,13 @@ from benchmarks.experiment.arms import (
     num_runs,
 )
 from benchmarks.experiment.frechet import Space, frechet_distance
+from benchmarks.experiment.manifest_clips import prepare_manifest
 from benchmarks.experiment.page import figures, page
 from benchmarks.experiment.paired import interval, paired
 from benchmarks.experiment.probes import SILENT, factors_of, probe
 from benchmarks.experiment.run_arms import finished, run_arm, run_experiment
 from benchmarks.experiment.summary import by_chance, first_below, said, statements, summarise
+from ray_jobs.errors import UserError
 from worldmodel.train.engine import build_student
 from worldmodel.worlds.catalog import make_episode, world_settings
 from worldmodel.worlds.sound import MATERIALS
@@ -195,7 +197,7 @@ def test_on_clips_of_one_s_own_arms_are_compared_by_what_needs_no_truth(tmp_path
     tier = replace(
         SMOKE,
         world=None,
-        manifest=str(tmp_path / "clips"),
+        manifest="clips",
         overrides=(*SMOKE.overrides, "data.held_out=0.4", "data.batch_clips=4"),
         seeds=(0,),
         steps=2,
@@ -205,12 +207,21 @@ def test_on_clips_of_one_s_own_arms_are_compared_by_what_needs_no_truth(tmp_path
         sizes=(Size("tiny", SMOKE.sizes[0].overrides, (PLAIN, SELF_FLOW)),),
     )
     runs = compared_runs(tier, tier.sizes[0], 2e-3)
-    results = json.loads(json.dumps([run_arm(tier, run, tmp_path / "out", math.inf) for run in runs]))
+    cfg, clips = config_of(tier, runs[0]), str(tmp_path / "clips")
+    prepared = prepare_manifest(clips, cfg, tier.held_out, tmp_path / "out")
+    tier = replace(tier, prepared=prepared)
+    results = json.loads(json.dumps([run_arm(tier, run, prepared, math.inf) for run in runs]))
     for result in results:
         assert math.isfinite(result["loss"])
         assert "probes" not in result
     summary = summarise(tier, results)
     assert {"loss", "frechet_video", "frechet_audio"} <= summary["tiny"][SELF_FLOW]["metrics"].keys()
     assert "held-out loss" in page(tier, results, summary, figures(tier, results, summary), ["a fact"])
-    with pytest.raises(ValueError, match=r"can be held out .* 100 and 4 are needed; give mo"):
-        run_arm(replace(tier, held_out=100), runs[0], tmp_path / "more", math.inf)
+    made_at = (prepared / "clips.npz").stat().st_mtime_ns
+    assert prepare_manifest(clips, cfg, tier.held_out, tmp_path / "out") == prepared
+    assert (prepared / "clips.npz").stat().st_mtime_ns == made_at
+    (tmp_path / "clips" / "0.mp4").unlink()
+    others = prepare_manifest(clips, cfg, tier.held_out, tmp_path / "out")
+    assert others != prepared  # so no run goes on with other clips
+    with pytest.raises(UserError, match=r"can be held out .* 100 and 4 are needed; give mo"):
+        prepare_manifest(clips, cfg, 100, tmp_path / "out")

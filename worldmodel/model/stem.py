@@ -6,6 +6,7 @@ the input is how DIAMOND (arXiv 2405.12399) shows them. Attention then only has 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,16 +58,36 @@ class CausalStem(nn.Module):
         self.video = nn.Linear(NEAR * NEAR * video_channels, width)
         self.audio = nn.Linear(audio_channels, width)
 
-    def forward(self, seen: Estimate, before: Estimate | None, layout: Layout) -> Tensor:
-        """[B, L, D]; zeros for text and actions. `before` is the chunk before the first, if there is one."""
+    def forward(
+        self, seen: Estimate, before: Estimate | None, layout: Layout, group_BL: Tensor | None = None
+    ) -> Tensor:
+        """[B, L, D]; zeros for text and actions. `before` is the chunk before the first, if there is one.
+        group_BL: a token sees group 0 and its own, as in attention."""
         dtype = self.video.weight.dtype
         video_BNVC = _shifted(seen.video_BNVC, None if before is None else before.video_BNVC)
         audio_BNTC = _shifted(seen.audio_BNTC, None if before is None else before.audio_BNTC)
-        video = self.video(neighbourhoods(video_BNVC, layout).to(dtype))
+        if group_BL is None:
+            near_BNVC = neighbourhoods(video_BNVC, layout)
+        else:
+            groups = rearrange(group_BL[:, layout.text_tokens :], "b (n v) -> b n v", n=layout.num_chunks)
+            _, video_BNV, audio_BNT = groups.split(layout.parts, 2)
+            near_BNVC = _apart(video_BNVC, video_BNV, lambda x: neighbourhoods(x, layout))
+            audio_BNTC = _apart(audio_BNTC, audio_BNT, lambda x: x)
+        video = self.video(near_BNVC.to(dtype))
         audio = self.audio(audio_BNTC.to(dtype))
         chunks = torch.cat([torch.zeros_like(video[:, :, :1]), video, audio], dim=2)
         flat = rearrange(chunks, "b n v d -> b (n v) d")
         return F.pad(flat, (0, 0, layout.text_tokens, 0))
+
+
+def _apart(x_BNVC: Tensor, group_BNV: Tensor, near: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `near` shows each token of the chunk before, x, but what is of another group."""
+    of_x_BNV = _shifted(group_BNV, None)
+    parts = []
+    for own in (0, 1, 2):
+        seen = (of_x_BNV == 0) | (of_x_BNV == own)
+        parts.append(near(x_BNVC * seen[..., None]) * (group_BNV == own)[..., None])
+    return parts[0] + parts[1] + parts[2]
 
 
 def _shifted(x_BNVC: Tensor, before_B1VC: Tensor | None) -> Tensor:

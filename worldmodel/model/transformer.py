@@ -156,7 +156,7 @@ class WorldTransformer(nn.Module):
         x_BLD = self._embed(tokens, layout)
         if self.stem is not None:
             seen = self.estimate(tokens, level_BK, level_of_BL, layout=layout)
-            x_BLD = x_BLD + self.stem(seen, before, layout).to(x_BLD.dtype)
+            x_BLD = x_BLD + self.stem(seen, before, layout, tokens.group_BL).to(x_BLD.dtype)
         if torch.is_grad_enabled() and not x_BLD.requires_grad and _is_trained(self.blocks):
             # What comes before is frozen (a LoRA). Without a gradient of its input a recomputed block has
             # none of its weights either, and ZeRO-3's hooks run too early.
