@@ -176,8 +176,8 @@ def train(
         raise UserError("--cluster only says what --dry-run compares with; add --dry-run, or leave it out")
     check_given(cfg)  # before the imports that cost seconds
     from ray_jobs.cluster import connect
+    from ray_jobs.model_fit import check_layout
     from ray_jobs.progress import ProgressDisplay
-    from ray_jobs.train import check_layout
     from ray_jobs.train_and_report import train_and_report
 
     check_layout(cfg)

@@ -17,7 +17,8 @@ from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.declared_cluster import Cluster, declared_cluster
 from ray_jobs.errors import UserError
 from ray_jobs.fitting import GB, needs, refuse_what_cannot_fit
-from ray_jobs.model_cost import build_on_meta, flops_per_step, over_flow_matching, parameters_by_part
+from ray_jobs.model_cost import build_on_meta, parameters_by_part
+from ray_jobs.model_fit import init_lines
 from ray_jobs.models import check_lora
 from ray_jobs.preflight import check_codecs
 from ray_jobs.sources import SourceRow, read_sources
@@ -25,6 +26,7 @@ from ray_jobs.state_memory import Counts
 from ray_jobs.step_time import step_time
 from ray_jobs.worker_memory import sizes
 from worldmodel.config import RunConfig
+from worldmodel.flops import step_flops
 from worldmodel.layout import Layout
 
 PROBED = 64  # files of a source that was not indexed; the rest are taken to be like them
@@ -55,7 +57,11 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
     cluster = cluster or Cluster()
     check_lora(cfg.train.lora)
     layout = _layout(cfg)
-    student = build_on_meta(cfg, layout)
+    try:
+        begins_from = _begins_from(cfg, layout)
+        student = build_on_meta(cfg, layout)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     parts = parameters_by_part(student)
     on_gpu = cfg.train.device == "cuda" or (cfg.train.device == "auto" and cluster.has_gpus)
     memory = sizes(cfg, layout, student, on_gpu=on_gpu)
@@ -63,9 +69,11 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
     batch_clips = buckets_of(cfg)[0].batch_clips  # others hold as many tokens, where data.batch_tokens is set
     clips = cfg.train.micro_batches * batch_clips
     takes = step_time(cfg, layout, cluster, Counts.of(student, cfg.train.workers), batch_clips)
-    flops = flops_per_step(cfg, layout, student)
+    flops = step_flops(cfg, layout, batch_clips).total
+    plain = cfg.model_copy(update={"objective": cfg.objective.model_copy(update={"rep": "none"})})
     return {
         "name": cfg.name,
+        "begins_from": begins_from,
         "parameters": {"total": sum(parts.values()), **parts},
         "tokens": {
             "clip": layout.length,
@@ -91,8 +99,8 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
             "micro_batches_per_worker": math.ceil(cfg.train.micro_batches / cfg.train.workers),
             "idle_slots": -cfg.train.micro_batches % cfg.train.workers,
             "commits": math.ceil(cfg.train.steps / cfg.train.checkpoint_every),
-            "flops_per_step": flops,
-            "over_flow_matching": over_flow_matching(cfg, layout, flops),
+            "flops_per_step": flops * cfg.train.micro_batches,
+            "over_flow_matching": flops / step_flops(plain, layout, batch_clips).total,
         },
         "cluster": {
             "workers": cfg.train.workers,
@@ -166,6 +174,7 @@ def describe(facts: dict[str, Any]) -> str:
     maybe = " (and as many GPUs, if the cluster has any)" if cluster["gpus_if_any"] else ""
     return "\n".join(
         [
+            *facts["begins_from"],
             f"parameters: {_count(facts['parameters']['total'])}",
             *parts,
             f"tokens: {tokens['clip']} a clip, {tokens['micro_batch']} a micro-batch, "
@@ -183,6 +192,14 @@ def describe(facts: dict[str, Any]) -> str:
             f"cluster: {cluster['workers']} workers, {cluster['cpus']:g} CPUs, {cluster['gpus']} GPUs{maybe}",
         ]
     )
+
+
+def _begins_from(cfg: RunConfig, layout: Layout) -> list[str]:
+    """As training says it. A folder that only the cluster has is not looked at. ValueError for what does not
+    fit."""
+    if Path(cfg.train.init).is_absolute() and not Path(cfg.train.init).exists():
+        return [f"begins from {cfg.train.init}, which is not on this machine: whether it fits is not known"]
+    return init_lines(cfg, layout)
 
 
 def _layout(cfg: RunConfig) -> Layout:

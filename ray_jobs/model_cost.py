@@ -62,13 +62,6 @@ def flops_per_step(cfg: RunConfig, layout: Layout, student: SelfFlowStudent) -> 
     return float(counter.get_total_flops()) * cfg.train.micro_batches
 
 
-def over_flow_matching(cfg: RunConfig, layout: Layout, flops: float) -> float:
-    """What a step's FLOPs are over those of the same model under plain flow matching."""
-    objective = cfg.objective.model_copy(update={"rep": "none"})
-    plain = cfg.model_copy(update={"objective": objective})
-    return flops / flops_per_step(plain, layout, build_on_meta(plain, layout))
-
-
 def _forward(cfg: RunConfig, layout: Layout, student: SelfFlowStudent) -> dict[str, Tensor]:
     return student(*_inputs(cfg, layout), features=tapped_layers(cfg.objective, cfg.model.depth))
 

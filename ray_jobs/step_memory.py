@@ -7,7 +7,7 @@ is what a compiler fuses away: for compiled blocks the result is an upper bound.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_args
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ray_jobs.buckets import buckets_of
 from worldmodel.batch import LatentBatch, ModalityLatents
-from worldmodel.config import RunConfig
+from worldmodel.config import RunConfig, TargetConfig
 from worldmodel.draw import draw
 from worldmodel.layout import Layout, PerToken, on_device
 from worldmodel.model import attention
@@ -46,7 +46,7 @@ def step_memory(cfg: RunConfig, layout: Layout, student: SelfFlowStudent, *, on_
     counted, except the gradient that is being made."""
     bucket = buckets_of(cfg)[0]
     objective = cfg.objective.model_copy(update={"picture_alone": 0.0, "sound_alone": 0.0})
-    batch = empty_batch(layout, bucket.batch_clips)
+    batch = empty_batch(layout, bucket.batch_clips, cfg.data.targets if objective.rep == "repa" else ())
     one = draw(batch, layout, objective, _NoNoise(0, 0, tuple(range(bucket.batch_clips))))
     student.transformer.recompute = cfg.train.recompute
     _make_what_is_kept(cfg, layout)
@@ -70,8 +70,8 @@ def _make_what_is_kept(cfg: RunConfig, layout: Layout) -> None:
     window_structure(layout, cfg.model.window_chunks, cfg.model.sink_chunks, device)
 
 
-def empty_batch(layout: Layout, clips: int) -> LatentBatch:
-    """A micro-batch on the meta device."""
+def empty_batch(layout: Layout, clips: int, followed: Sequence[TargetConfig] = ()) -> LatentBatch:
+    """A micro-batch on the meta device. followed: frozen encoders whose features travel with it."""
     steps, frames = layout.num_chunks * layout.video_steps, layout.num_chunks * layout.chunk_frames
     rows, columns = (n * p for n, p in zip(layout.video_grid, layout.patch, strict=True))
 
@@ -83,15 +83,23 @@ def empty_batch(layout: Layout, clips: int) -> LatentBatch:
         times_T2 = torch.empty(shape[0], 2, device="meta")
         return ModalityLatents(empty(*shape), valid_BT, valid_BT.clone(), times_T2)
 
+    sound_steps = layout.num_chunks * layout.audio_tokens * layout.audio_patch
+    targets: dict[str, Tensor] = {}
+    for one in followed:
+        shape = (steps, *layout.video_grid) if one.modality == "video" else (sound_steps,)
+        assert one.width, "read from the encoder before a model is built"
+        targets[one.name] = empty(*shape, one.width, dtype=torch.float16)
+        targets[f"{one.name}_valid"] = empty(shape[0], dtype=torch.bool)
     return LatentBatch(
         epoch=0,
         batch_id=0,
         sample_ids_B=torch.arange(clips, device="meta"),
         video=modality(steps, rows, columns, layout.video_channels),
-        audio=modality(layout.num_chunks * layout.audio_tokens * layout.audio_patch, layout.audio_channels),
+        audio=modality(sound_steps, layout.audio_channels),
         text_BN=empty(layout.text_bytes, dtype=torch.int64),
         actions_BFA=empty(frames, layout.action_dim),
         actions_valid_BF=empty(frames, dtype=torch.bool),
+        targets=targets,
     )
 
 

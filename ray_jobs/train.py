@@ -25,7 +25,7 @@ from ray_jobs.index import index_sources, read_left_out
 from ray_jobs.keep_best import BestCommit
 from ray_jobs.metrics import RunMetrics
 from ray_jobs.metrics_files import MetricsFiles
-from ray_jobs.model_cost import build_on_meta
+from ray_jobs.model_fit import check_layout, init_lines
 from ray_jobs.plan import Plan, make_plan
 from ray_jobs.pools import with_sized_pool
 from ray_jobs.preflight import check_given
@@ -35,12 +35,9 @@ from ray_jobs.trackers import check_tracker
 from ray_jobs.tracking import Tracking
 from ray_jobs.train_worker import layout_of, train_worker
 from worldmodel.config import RunConfig
-from worldmodel.layout import Layout
-from worldmodel.lora import base_of, check_base, check_same_base
-from worldmodel.model_folder import model_folder
+from worldmodel.lora import base_of, check_same_base
 from worldmodel.train.checkpoint import read_model_file
 from worldmodel.train.red_flags import RedFlags
-from worldmodel.train.warm_start import compare, prediction_of
 
 POLL_S = 0.25
 Progress = Callable[[str, dict[str, Any]], None]
@@ -56,33 +53,6 @@ class TrainResult:
     seconds: float
     first_step_s: float
     attempts: int
-
-
-def check_layout(cfg: RunConfig) -> None:
-    """UserError when the latents do not divide into the model's tokens, or nothing of train.init fits."""
-    try:
-        layout = layout_of(cfg)
-        init_lines(cfg, layout)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def init_lines(cfg: RunConfig, layout: Layout) -> list[str]:
-    """What becomes of the weights of train.init, for people; nothing where a run begins anew. NothingFits."""
-    if not cfg.train.init:
-        return []
-    folder = model_folder(cfg.train.init)
-    transformer = build_on_meta(cfg, layout, is_adapted=False).transformer
-    fit = compare(folder, {name: tuple(p.shape) for name, p in transformer.named_parameters()})
-    if cfg.train.lora:
-        check_base(fit, folder, cfg)
-        return [f"adapts {folder} by a LoRA of rank {cfg.train.lora.rank}"]
-    lines = [f"begins from {folder}: {line}" for line in fit.lines()]
-    if (theirs := prediction_of(folder)) != cfg.objective.prediction:
-        lines.append(
-            f"it predicts {theirs}, this run {cfg.objective.prediction}: its outputs have to be learned"
-        )
-    return lines
 
 
 def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:

@@ -296,11 +296,32 @@ class RunConfig(Part):
                 "objective.rep=repa follows frozen encoders, but data.targets is empty; name one there, "
                 "such as {name: dino, encoder: FOLDER}"
             )
+        self._follows()
         if self.rollout.prefix_s < self.chunk_s:
             raise ValueError(
                 f"rollout.prefix_s={self.rollout.prefix_s} is shorter than one chunk of {self.chunk_s} s"
             )
         return self
+
+    def _follows(self) -> None:
+        """ValueError where what features follow would be themselves."""
+        objective, depth = self.objective, self.model.depth
+        early, late = (
+            max(1, round(part * depth)) for part in (objective.student_layer, objective.teacher_layer)
+        )
+        if objective.rep == "layersync" and early >= late:
+            raise ValueError(
+                f"objective.rep=layersync: layer {early} (objective.student_layer={objective.student_layer} "
+                f"of model.depth={depth}) would follow layer {late} "
+                f"(teacher_layer={objective.teacher_layer}), which is no later one; "
+                "use a deeper model or layers further apart"
+            )
+        if objective.teacher_shuffled and (self.data.batch_clips < 2 or self.data.batch_tokens):
+            given = f"batch_tokens={self.data.batch_tokens}" if self.data.batch_tokens else "batch_clips=1"
+            raise ValueError(
+                f"objective.teacher_shuffled=true takes another clip of the micro-batch, and with "
+                f"data.{given} there may be none; set data.batch_clips to 2 or more alone"
+            )
 
     def _shares(self) -> None:
         """ValueError where train.sequence_parallel does not divide what is shared."""

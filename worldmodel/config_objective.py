@@ -114,4 +114,7 @@ class SelfFlowConfig(Part):
             )
         if self.attention_separation and not self.dual:
             raise ValueError("attention_separation needs dual=true: without it there is one kind of token")
+        if self.rep != "ema" and (self.teacher_shuffled or self.teacher_t != "min"):
+            given = "teacher_shuffled=true" if self.teacher_shuffled else f"teacher_t={self.teacher_t}"
+            raise ValueError(f"{given} is of a teacher, and with rep={self.rep} there is none; use rep=ema")
         return self

@@ -60,7 +60,7 @@ def step_flops(cfg: RunConfig, layout: Layout, batch_clips: int) -> StepFlops:
     if cfg.train.lora:  # frozen weights have no gradients: back as forth
         products = 2 * _without_gradients(forward)
     else:
-        products = _products(lambda: sum(_leaves(forward())).backward())
+        products = _products(lambda: torch.stack(list(_leaves(forward()))).sum().backward())
     return StepFlops(products + (1 + ATTENTION_BACKWARD) * attention * cfg.model.depth, teacher)
 
 

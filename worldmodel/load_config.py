@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -133,6 +133,7 @@ def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """Of a field that holds one, may hold one, or holds a list of them."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -152,8 +153,10 @@ def _take_unknown_keys(
             where = next((lines[k] for k in _and_parents(name) if k in lines), "config")
             problems.append(f"{where}: unknown key {name}; {hint}")
             del values[key]
-        elif (inner := _model_of(model.model_fields[key].annotation)) and isinstance(value, dict):
-            problems += _take_unknown_keys(value, inner, f"{name}.", lines)
+        elif inner := _model_of(model.model_fields[key].annotation):
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, dict):
+                    problems += _take_unknown_keys(one, inner, f"{name}.", lines)
     return problems
 
 
@@ -197,10 +200,18 @@ def _source(path: str | Path | None) -> str:
 def _must_be(kind: type[BaseModel], error: Any, names: list[str]) -> str:
     problem, limits = error["type"], error.get("ctx", {})
     annotation = _annotation_of(kind, names)
+    parts = get_args(annotation)
+    is_open = parts[1:] == (...,)  # a list of any length
     if problem == "literal_error":
-        return f"must be one of {', '.join(repr(value) for value in get_args(annotation))}"
+        return f"must be one of {', '.join(map(repr, get_args(parts[0]) if is_open else parts))}"
+    if problem == "too_short" and is_open:
+        return "must be a list of at least one"
+    if problem == "tuple_type" and is_open:
+        return "must be a list, such as [a, b]"
+    if problem == "missing" and get_origin(annotation) is not tuple:
+        return "must be given"
     if problem in ("missing", "too_short", "too_long", "tuple_type"):
-        return f"must be a list of {len(get_args(annotation))}"
+        return f"must be a list of {len(parts)}"
     if problem in BOUNDS:
         bound = BOUNDS[problem]
         return f"must be {bound[0]} {limits[bound[1]]}"

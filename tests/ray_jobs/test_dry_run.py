@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,49 @@ def test_what_an_objective_costs_over_plain_flow_matching_is_told(switches, low,
     facts = dry_run(config(model={"depth": 10, "width": 384, "head_dim": 48}, objective=switches))
     assert low <= facts["train"]["over_flow_matching"] <= high
     assert f"{facts['train']['over_flow_matching']:.2f} of plain flow matching's" in describe(facts)
+
+
+def test_memory_of_a_run_that_follows_frozen_encoders_holds_their_features():
+    targets = [
+        {"name": "dino", "encoder": "FOLDER", "width": 768},
+        {"name": "mert", "encoder": "FOLDER", "width": 64, "modality": "audio"},
+    ]
+    plain, repa = (
+        dry_run(config(objective={"rep": rep, "dual": False}, data={"batch_clips": 2, "targets": targets}))
+        for rep in ("none", "repa")
+    )
+    layout = layout_of(config())
+    features = 2 * layout.num_chunks * layout.video_tokens * 768 * 2  # clips, tokens, width, bytes
+    more = repa["worker_bytes"]["batches"] - plain["worker_bytes"]["batches"]
+    assert features <= more < 2.2 * features  # as they come, and drawn
+    assert repa["train"]["over_flow_matching"] > 1
+
+
+def test_what_a_run_begins_from_is_looked_at():
+    shipped = load_config(CONFIGS / "shipped" / "bounce.yaml", ["train.init=bounce"])
+    facts = dry_run(shipped)
+    assert "begins from" in facts["begins_from"][0]
+    assert describe(facts).startswith("begins from")
+    elsewhere = load_config(CONFIGS / "shipped" / "bounce.yaml", ["train.init=/mnt/models/mine"])
+    assert "not on this machine" in describe(dry_run(elsewhere))
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "says"),
+    [
+        ("shipped/bounce.yaml", ["train.init=nowhere"], "nowhere: not an exported model"),
+        ("av_25m.yaml", ["train.init=bounce"], "begin from a model of the same width"),
+        ("av_25m.yaml", ["train.init=bounce", "train.lora.rank=8"], "width 192 against 320"),
+        (
+            "shipped/bounce.yaml",
+            ["train.init=bounce", "train.lora.targets=[foo]"],
+            "train.lora.targets: no linear layer is named foo; there are ",
+        ),
+    ],
+)
+def test_what_cannot_begin_as_asked_is_refused_in_words(config: str, settings: list[str], says: str):
+    with pytest.raises(UserError, match=re.escape(says)):
+        dry_run(load_config(CONFIGS / config, settings))
 
 
 def test_clips_are_counted_as_the_plan_cuts_them(manifest: Path, clip_folder: Path, cfg: RunConfig):

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from ray_jobs.accounting import Ledger
 from ray_jobs.errors import UserError
 from ray_jobs.export import export_run, export_untrained
+from ray_jobs.model_fit import check_layout, init_lines
 from ray_jobs.preflight import check_given
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.train import check_adapted, check_layout, init_lines
+from ray_jobs.train import check_adapted
 from ray_jobs.train_worker import layout_of
 from tests.ray_jobs.test_cli_errors import complaint
 from tests.worldmodel.synthetic import open_model, stream_of, tiny_config

@@ -38,6 +38,23 @@ CASES = {
     "pairs for time, height and width",
     "model:\n  patch: [1, 2, 3]\n": "a.yaml:2: model.patch must be a list of 2, got [1, 2, 3]",
     "model:\n  patch: [1]\n": "a.yaml:2: model.patch must be a list of 2, got [1]",
+    "data:\n  mixture: clips\n": "a.yaml:2: data.mixture must be a list, such as [a, b], got 'clips'",
+    "data:\n  targets: [{name: dino}]\n": "a.yaml:2: data.targets.encoder must be given, "
+    "got {'name': 'dino'}",
+    "data:\n  targets: [{name: dino, encoder: x, modelity: audio}]\n": "a.yaml:2: unknown key "
+    "data.targets.modelity; did you mean modality?",
+    "data:\n  filters:\n    drop: [statik]\n": "a.yaml:3: data.filters.drop[0] must be one "
+    "of 'static', 'black', 'silent', 'duplicate', got 'statik'",
+    "train:\n  lora:\n    targets: []\n": "a.yaml:3: train.lora.targets must be a list of "
+    "at least one, got []",
+    "objective:\n  rep: none\n  teacher_shuffled: true\n": "a.yaml:3: objective.teacher_shuffled=true is of "
+    "a teacher, and with objective.rep=none there is none; use objective.rep=ema",
+    "data:\n  batch_clips: 1\nobjective:\n  teacher_shuffled: true\n": "a.yaml:4: "
+    "objective.teacher_shuffled=true takes another clip of the micro-batch, and with data.batch_clips=1 "
+    "there may be none; set data.batch_clips to 2 or more alone",
+    "model:\n  depth: 2\nobjective:\n  rep: layersync\n": "a.yaml:4: objective.rep=layersync: layer 1 "
+    "(objective.student_layer=0.3 of model.depth=2) would follow layer 1 (teacher_layer=0.7), which is no "
+    "later one; use a deeper model or layers further apart",
     "data:\n  size: [64, a]\n": "a.yaml:2: data.size[1] must be a whole number, got 'a'",
     "train:\n  precision: bf8\n": "a.yaml:2: train.precision must be one of 'bf16', 'fp32', got 'bf8'",
     "train:\n  steps: 1.5\n": "a.yaml:2: train.steps must be a whole number, got 1.5",
