@@ -188,7 +188,11 @@ def fit_problem(cfg: RunConfig, have: Mapping[str, float]) -> str:
     needed = cfg.train.workers * per_worker
     if have.get("CPU", 0) < needed:
         most = int(have.get("CPU", 0) // per_worker)
-        hint = f"use train.workers={most}" if most else "start Ray with more CPUs (ray start --num-cpus)"
+        fewer = int((have.get("CPU", 0) / cfg.train.workers - 1) / CPUS_PER_DECODER)
+        if fewer >= 1:
+            hint = f"use data.decode_actors={fewer}"
+        else:
+            hint = f"use train.workers={most}" if most else "start Ray with more CPUs (ray start --num-cpus)"
         return (
             f"too few CPUs: train.workers={cfg.train.workers} with "
             f"data.decode_actors={cfg.data.decode_actors} needs {needed:g}, "

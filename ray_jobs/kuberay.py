@@ -16,6 +16,7 @@ import yaml
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.errors import UserError
 from ray_jobs.runtime_env import job_runtime_env
+from ray_jobs.shared_paths import is_store, shared_media, shared_models
 from worldmodel.config import RunConfig
 
 MOUNT = "/mnt/worldmodel"
@@ -75,12 +76,15 @@ def render(job: dict[str, Any]) -> str:
 
 def _check(cfg: RunConfig, pods: Pods) -> None:
     problems = []
-    given = [("data.manifest", cfg.data.manifest)] if not cfg.data.mixture else []
-    given += [(f"data.mixture {source.name}", source.manifest) for source in cfg.data.mixture]
-    for name, path in (("storage", cfg.storage), *given):
-        is_store = "://" in path and name != "storage"  # pods read media from a store by themselves
-        if not is_store and ("://" in path or not PurePosixPath(path).is_relative_to(MOUNT)):
+    media = [] if cfg.data.sources else [("data.manifest", "")]
+    for name, path in (("storage", cfg.storage), *media, *shared_media(cfg)):
+        if is_store(path) and name != "storage":
+            continue
+        if is_store(path) or not PurePosixPath(path).is_relative_to(MOUNT):
             problems.append(f"{name}={path}: pods see the claim at {MOUNT}; use --set {name}={MOUNT}/...")
+    for name, path in shared_models(cfg):
+        if not PurePosixPath(path).is_absolute():
+            problems.append(f"{name}={path}: give where pods see it, such as {MOUNT}/models/...")
     if cfg.train.device == "auto":
         problems.append("train.device=auto: pods are asked for by it; use --set train.device=cuda, or cpu")
     if pods.gpus_per_node < 1 or cfg.train.workers % pods.gpus_per_node:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from ray_jobs.errors import UserError
-from worldmodel.config import LoraConfig
+from worldmodel.config import LoraConfig, TargetConfig
 from worldmodel.model_folder import model_folder
+
+ENCODER_FILES = ("config.json", "preprocessor_config.json")
 
 
 def find_model(name: str) -> Path:
@@ -34,6 +37,24 @@ def check_init(name: str) -> None:
             find_model(name)
         except UserError as error:
             raise UserError(*(f"train.init: {line}" for line in error.lines)) from None
+
+
+def check_encoders(targets: Sequence[TargetConfig]) -> None:
+    """UserError where features of frozen encoders are to be followed that cannot be read here."""
+    if targets and not find_spec("transformers"):
+        raise UserError(
+            "data.targets needs transformers, which is not installed; pip install 'worldmodel[pretrained]'"
+        )
+    for target in targets:
+        folder = Path(target.encoder).expanduser()
+        weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+        missing = [name for name in ENCODER_FILES if not (folder / name).is_file()]
+        missing += [] if weights else ["weights (*.safetensors or *.bin)"]
+        if missing:
+            raise UserError(
+                f"data.targets: {target.name}: {folder} has no {', no '.join(missing)}; give the folder of a "
+                "transformers encoder, and on every node"
+            )
 
 
 def check_fp8(*, fp8: bool) -> None:

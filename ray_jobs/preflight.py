@@ -6,7 +6,7 @@ from avtok.load import codec_spec
 from avtok.spec import CodecSpec
 from ray_jobs.blocks import check_latents
 from ray_jobs.errors import UserError
-from ray_jobs.models import check_beside, check_fp8, check_init, check_lora
+from ray_jobs.models import check_beside, check_encoders, check_fp8, check_init, check_lora
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.sources import read_sources
 from worldmodel.config import DataConfig, RunConfig
@@ -27,6 +27,7 @@ def check_given(cfg: RunConfig) -> None:
     check_init(cfg.train.init)
     check_lora(cfg.train.lora)
     check_fp8(fp8=cfg.train.fp8)
+    check_encoders(cfg.data.targets if cfg.objective.rep == "repa" else ())
     folder = RunFolder(cfg)
     folder.check_free(cfg)
     if not folder.config.exists():

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from ray_jobs.cluster import TOKEN_ADVICE, no_answer
 from ray_jobs.errors import JobError, UserError
 from ray_jobs.runtime_env import ROOT, is_checkout, job_runtime_env
+from ray_jobs.shared_paths import is_store, shared_media, shared_models
 from worldmodel.load_config import load_config
 from worldmodel.model_folder import shipped_models
 
@@ -180,10 +181,8 @@ def check_paths(kind: str, args: list[str], working_dir: Path | None) -> list[st
         raise UserError(f"submit {kind}: no config given; name a .yaml file")
     cfg = load_config(args[config], _values(args, "--set"))  # its mistakes are told here, not by a job
     _must_be_absolute("storage", cfg.storage)
-    for source in cfg.data.sources:
-        _must_be_absolute(
-            "data.manifest" if cfg.data.manifest else f"data.mixture {source.name}", source.manifest
-        )
+    for name, path in (*shared_media(cfg), *shared_models(cfg)):
+        _must_be_absolute(name, path)
     file = Path(args[config]).resolve()
     if working_dir is None or not file.is_relative_to(working_dir):
         raise UserError(
@@ -208,7 +207,7 @@ def _check_model(kind: str, args: list[str]) -> None:
 
 
 def _must_be_absolute(what: str, path: str) -> None:
-    if "://" not in path and not Path(path).is_absolute():
+    if not is_store(path) and not Path(path).is_absolute():
         raise UserError(
             f"{what}={path}: the job runs in a temporary folder; give an absolute path that every node mounts"
         )

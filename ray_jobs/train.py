@@ -34,6 +34,7 @@ from ray_jobs.runtime_env import package_version
 from ray_jobs.trackers import check_tracker
 from ray_jobs.tracking import Tracking
 from ray_jobs.train_worker import layout_of, train_worker
+from ray_jobs.waiting import Waiting
 from worldmodel.config import RunConfig
 from worldmodel.lora import base_of, check_same_base
 from worldmodel.train.checkpoint import read_model_file
@@ -155,7 +156,7 @@ def run_training(
     exported, flags = _exported_metrics(cfg, folder), RedFlags(begins_anew=not cfg.train.init)
     best = BestCommit(folder.path) if cfg.train.keep_best else None
     tracking = Tracking(cfg, folder.path)
-    news = News()
+    news, waiting = News(), Waiting(cfg, ray.cluster_resources)
     first_step_s, failures = 0.0, list[str]()
     outcome: dict[str, Any] | None = None
     with _stop_on_interrupt(board, progress):
@@ -187,6 +188,9 @@ def run_training(
                     best.keep()
             if problem := tracking.problem():
                 _warn(folder, problem, progress)
+            note = waiting.note(has_news=bool(news.rows or news.failures or news.committed_at))
+            if note and progress:
+                progress("said", {"note": note})
             outcome, failures = outcome or news.outcome, failures + news.failures
             if not alive:
                 break

@@ -35,7 +35,7 @@ from worldmodel.checks.prompt_suite import prompt_facts, run_prompt_checks
 from worldmodel.config import RunConfig
 from worldmodel.export import add_facts, check_facts, load_model, save_model
 from worldmodel.layout import Layout
-from worldmodel.load_config import load_config
+from worldmodel.load_config import config_difference, load_config
 from worldmodel.train.checkpoint import load_checkpoint, write_checkpoint
 from worldmodel.train.engine import TEACHER_PREFIX, PlainEngine, pick_device
 from worldmodel.train.loop import Hooks, Outcome, train
@@ -144,11 +144,14 @@ def train_world(
     until: int = 10**9,
 ) -> Outcome:
     """Trains from the last checkpoint of `out`; exports the average at each one, with `facts` on its card."""
+    if cfg.objective.rep == "repa":
+        raise ValueError("objective.rep=repa: a world's clips come without features; use `worldmodel train`")
     layout = Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
     engine = PlainEngine(cfg, layout)
     last, former = out / CHECKPOINT, out / f"{CHECKPOINT}.former"
     if former.is_dir() and not last.is_dir():
         former.rename(last)  # it was stopped between two renames
+    check_same(cfg, facts, last)
     start = load_checkpoint(last, engine) if last.is_dir() else 0
     spent, steps = read_spent(out), count(start)
     began = time.monotonic()
@@ -165,7 +168,8 @@ def train_world(
         fresh = out / "checkpoint.new"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
-        write_checkpoint(fresh, engine, step, {"minutes": spent + (time.monotonic() - began) / 60})
+        of_it = {"config": cfg.model_dump(mode="json"), "clips": facts.get("clips")}
+        write_checkpoint(fresh, engine, step, {"minutes": spent + (time.monotonic() - began) / 60} | of_it)
         if last.is_dir():
             last.rename(former)
         fresh.rename(last)
@@ -184,6 +188,31 @@ def train_world(
         return train(engine, clips.stream(cfg, start_step=start), cfg, layout, start_step=start, hooks=hooks)
     finally:
         log.close()
+
+
+# What may change between two starts.
+FREE = (
+    "rollout.",
+    "train.evaluate",
+    "train.checkpoint_every",
+    "train.device",
+    "train.compile",
+    "train.threads",
+)
+
+
+def check_same(cfg: RunConfig, facts: dict[str, Any], checkpoint: Path) -> None:
+    """ValueError where a checkpoint was trained with another config or other clips."""
+    model = checkpoint / "model.json"
+    known = json.loads(model.read_text()) if model.exists() else {}
+    if "config" not in known:
+        return
+    differing = config_difference(RunConfig.model_validate(known["config"]), cfg)
+    differing = [line for line in differing if not line.startswith(FREE)]
+    if known["clips"] != facts.get("clips"):
+        differing.append(f"clips: {known['clips']} -> {facts.get('clips')}")
+    if differing:
+        raise ValueError(f"{checkpoint} was trained with others ({'; '.join(differing)}); give another --out")
 
 
 SHOWN = (

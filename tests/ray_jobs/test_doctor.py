@@ -92,6 +92,8 @@ def test_too_few_cpus_or_gpus_come_with_what_to_do():
     assert not finding.ok
     assert "needs 3, the cluster has 2" in finding.found
     assert finding.advice == "use train.workers=1"
+    many = config(train={"workers": 8, "device": "cuda"}, data={"decode_actors": 8})
+    assert check_fit({"CPU": 32, "GPU": 8}, many).advice == "use data.decode_actors=6"
     assert "too few GPUs" in check_fit({"CPU": 64}, config(train={"device": "cuda"})).found
     one_gpu = check_fit({"CPU": 64, "GPU": 1}, config(train={"workers": 2}))  # it would be waited for
     assert "train.workers=2, the cluster has 1" in one_gpu.found

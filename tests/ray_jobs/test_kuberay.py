@@ -127,7 +127,12 @@ def test_training_on_cpus_asks_for_no_gpu():
 def test_what_pods_cannot_be_chosen_by_is_refused_in_words():
     config = ROOT / "configs" / "demo.yaml"
     given = ["--image", "image:1", "--gpus-per-node", "3"]
-    lines = complaint("kuberay", config, *given, "--set", "data.manifest=/mnt/worldmodel/clips")
+    media = ["--set", "data.manifest=/mnt/worldmodel/clips"]
+    own = ["--set", "data.cache=runs/cache", "--set", "train.init=runs/x"]
+    lines = complaint("kuberay", config, *given, *media, *own)
+    assert lines.pop(1).startswith("data.cache=runs/cache: pods see the claim at /mnt/worldmodel")
+    assert lines.pop(1).startswith("train.init=runs/x: give where pods see it")
+    lines = complaint("kuberay", config, *given, *media)
     assert "storage=runs: pods see the claim at /mnt/worldmodel" in lines[0]
     assert "train.device=auto" in lines[1]
     assert "--gpus-per-node 3: does not divide train.workers=2; use 2" in lines[2]

@@ -10,6 +10,7 @@ import pytest
 from ray_jobs.errors import UserError
 from ray_jobs.index import index_sources
 from ray_jobs.plan import make_plan
+from ray_jobs.preflight import check_given
 from ray_jobs.render import render_clip
 from ray_jobs.resolve import resolved
 from ray_jobs.stages import EncodeBatch, to_latent_batch
@@ -71,3 +72,6 @@ def test_a_folder_that_is_no_encoder_is_told_before_anything_starts(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="names no hidden_size; set"):
         resolved(config_of(tmp_path, [{"name": "dino", "encoder": str(tmp_path)}]))
+    known = config_of(tmp_path, [{"name": "dino", "encoder": str(tmp_path), "width": 16}])
+    with pytest.raises(UserError, match=r"has no preprocessor_config\.json, no weights .* on every node"):
+        check_given(known)

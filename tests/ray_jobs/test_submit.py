@@ -84,6 +84,20 @@ def test_results_of_a_job_must_go_to_absolute_paths(tmp_path):
         check_paths(
             "train", ["configs/demo.yaml", "--set=storage=/runs", "--set", "data.manifest=clips"], ROOT
         )
+    shared = ["configs/real_clips.yaml", "--set=storage=/runs", "--set=data.manifest=/clips"]
+    with pytest.raises(UserError, match=r"data\.cache=runs/cache: .* absolute path"):
+        check_paths("train", shared, ROOT)
+    shared.append("--set=data.cache=s3://bucket/cache")
+    assert check_paths("train", shared, ROOT) == shared
+    repa = ["--set=objective.rep=repa", "--set=data.targets=[{name: dino, encoder: models/dino}]"]
+    for settings, named in (
+        (["--set=train.init=runs/x"], "train.init=runs/x"),
+        (repa, "data.targets dino=models/dino"),
+        (["--set=data.labels.captioner=models/blip"], "data.labels.captioner=models/blip"),
+    ):
+        with pytest.raises(UserError, match=f"{named}: .* absolute path"):
+            check_paths("train", [*shared, *settings], ROOT)
+    assert check_paths("train", [*shared, "--set=train.init=bounce"], ROOT)  # it ships
     with pytest.raises(UserError, match="cannot be a job"):
         submit("doctor", [], address="head")
 

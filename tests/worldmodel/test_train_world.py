@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.gpu.train_world import check_same
 from worldmodel.export import codecs_of, load_model
+from worldmodel.load_config import load_config
+from worldmodel.worlds.clips import WorldClips
 
 pytestmark = pytest.mark.slow  # processes of their own
 
@@ -45,6 +49,28 @@ def run(out: Path, *options: str) -> list[dict]:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_what_cannot_be_gone_on_with_or_measured_is_told(tmp_path):
+    cfg = load_config(ROOT / "configs" / "shipped" / "bounce.yaml", list(SMALL))
+    of_it = {"config": cfg.model_dump(mode="json"), "clips": "6 of world bounce"}
+    (tmp_path / "model.json").write_text(json.dumps(of_it))
+    facts = {"clips": "6 of world bounce"}
+    check_same(cfg, facts, tmp_path)
+    check_same(load_config(None, []), {}, tmp_path / "nothing")
+    faster = load_config(ROOT / "configs" / "shipped" / "bounce.yaml", [*SMALL, "optim.lr=0.5"])
+    with pytest.raises(
+        ValueError, match=r"was trained with others \(optim.lr: .* -> 0.5\); give another --out"
+    ):
+        check_same(faster, facts, tmp_path)
+    with pytest.raises(ValueError, match="clips: 6 of world bounce -> 7 of world bounce"):
+        check_same(cfg, {"clips": "7 of world bounce"}, tmp_path)
+    clips = WorldClips(np.arange(1), *(np.zeros((1, 1)) for _ in range(5)))
+    with pytest.raises(
+        ValueError, match="1 clips do not fill a micro-batch of 2, so nothing would be measured"
+    ):
+        clips.batches(cfg, num_clips=32)
+    assert clips.batches(cfg, num_clips=0) == []
 
 
 def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_path):

@@ -86,8 +86,16 @@ class WorldClips:
             yield batches
 
     def batches(self, cfg: RunConfig, *, num_clips: int) -> list[LatentBatch]:
-        """The first clips in order, for evaluation. The last micro-batch is left out if it is not full."""
+        """The first clips in order, for evaluation. The last micro-batch is left out if it is not full.
+
+        ValueError where not even one is.
+        """
         size = cfg.data.batch_clips
+        if 0 < min(num_clips, len(self)) < size:
+            raise ValueError(
+                f"{min(num_clips, len(self))} clips do not fill a micro-batch of {size}, so nothing would be "
+                "measured; hold out more, or set train.evaluate_clips=0"
+            )
         return [
             self.batch(range(first, first + size), cfg, epoch=-1, batch_id=first // size)
             for first in range(0, min(num_clips, len(self)) - size + 1, size)
