@@ -74,7 +74,7 @@ def measured(tier: Tier, results: list[dict[str, Any]], log: list[str]) -> Measu
     first = compared_runs(tier, tier.sizes[0], rates[0][1] if rates else tier.learning_rates[0])[0]
     return Measured(
         figures={"arms": summary, "runs": len(results), "planned": planned, "statements": claims},
-        raw={"tuning": [[r["size"], r["learning_rate"], r["loss"]] for r in tuned], "diverged": diverged},
+        raw={"tuning": [[r["size"], r["learning_rate"], r.get("loss")] for r in tuned], "diverged": diverged},
         n=len(tier.seeds),
         config=dump_config(config_of(tier, first)),
         log="\n".join([*log, *claims]) + "\n",

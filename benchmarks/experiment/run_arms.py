@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -87,9 +86,8 @@ def run_experiment(
 
 def best_learning_rate(tier: Tier, tuned: list[Result]) -> float:
     """The best of those that flow matching was trained with."""
-    if not tuned:
-        return tier.learning_rates[0]
-    return min(tuned, key=lambda result: result["loss"])["learning_rate"]
+    losses = {result["learning_rate"]: result["loss"] for result in tuned if "diverged" not in result}
+    return min(losses, key=lambda rate: losses[rate]) if losses else tier.learning_rates[0]
 
 
 def _run_all(
@@ -111,7 +109,8 @@ def _run_all(
                 raise
             if result:
                 found[waiting[done]] = result
-                say(f"{len(found)} of {len(runs)}: {waiting[done].name}: loss {result['loss']:.4f}")
+                told = result.get("diverged") or f"loss {result['loss']:.4f}"
+                say(f"{len(found)} of {len(runs)}: {waiting[done].name}: {told}")
     return found
 
 
@@ -136,7 +135,7 @@ def run_arm(tier: Tier, run: Run, out: Path, ends_at: float) -> Result | None:
     try:
         average = _trained(tier, cfg, out, folder, ends_at)
     except TrainingDiverged as error:
-        result = {**asdict(run), "asked": _asked(tier, cfg), "diverged": str(error), "loss": math.inf}
+        result = {**asdict(run), "asked": _asked(tier, cfg), "diverged": str(error)}
         _keep(out, result)
         return result
     if average is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,11 +32,23 @@ from benchmarks.experiment.frechet import Space, frechet_distance
 from benchmarks.experiment.manifest_clips import prepare_manifest
 from benchmarks.experiment.page import figures, page
 from benchmarks.experiment.paired import interval, paired
-from benchmarks.experiment.probes import SILENT, factors_of, probe
-from benchmarks.experiment.run_arms import finished, run_arm, run_experiment
+from benchmarks.experiment.probes import SILENT, Factors, factors_of, probe
+from benchmarks.experiment.readouts import _probes
+from benchmarks.experiment.run_arms import (
+    _asked,
+    _take,
+    _trained,
+    _trained_as,
+    best_learning_rate,
+    finished,
+    run_arm,
+    run_experiment,
+)
 from benchmarks.experiment.summary import by_chance, first_below, said, statements, summarise
+from benchmarks.objectives import measured
 from ray_jobs.errors import UserError
 from worldmodel.train.engine import build_student
+from worldmodel.train.loop import TrainingDiverged
 from worldmodel.worlds.catalog import make_episode, world_settings
 from worldmodel.worlds.sound import MATERIALS
 
@@ -130,6 +143,24 @@ def test_a_probe_reads_what_is_linear_in_features_and_nothing_from_noise():
         assert probe(noise[:600], known[:600], noise[600:], known[600:]) < chance + 0.12
 
 
+def test_a_probe_is_asked_about_noise_that_it_was_not_fitted_on(monkeypatch):
+    asked = []
+
+    def features(model, clips, cfg, t, *, noise):
+        asked.append((clips, noise))
+        rows = {m: np.random.default_rng(0).standard_normal((40, 8)) for m in ("video", "audio")}
+        return {0: rows}
+
+    monkeypatch.setattr("benchmarks.experiment.readouts.features_at", features)
+    known = Factors(np.zeros((40, 2)), np.zeros((40, 2)), np.zeros(40, int), np.zeros(40, int))
+    questions = SimpleNamespace(known=(known, known), fitted="fitted", held_out="held out")
+    _probes(None, config(PLAIN), questions)
+    assert len({noise for clips, noise in asked if clips == "fitted"}) == 1
+    assert {noise for clips, noise in asked if clips == "fitted"}.isdisjoint(
+        noise for clips, noise in asked if clips == "held out"
+    )
+
+
 def test_factors_are_those_of_each_chunk():
     cfg = config(PLAIN)
     truths = [
@@ -148,6 +179,42 @@ def test_factors_are_those_of_each_chunk():
             else:
                 loudest = max(inside, key=lambda c: c.impulse)
                 assert list(MATERIALS)[found.sounded[i * rows + chunk]] == truth.materials[loudest.body]
+
+
+def test_a_run_that_diverges_is_told_and_not_compared(tmp_path, monkeypatch):
+    tier = replace(SMOKE, seeds=(0,), learning_rates=(2e-3, 4e-3))
+
+    def diverges(cfg, *args, **kwargs):
+        raise TrainingDiverged("step 3: loss_video is nan")
+
+    monkeypatch.setattr("benchmarks.experiment.run_arms.train_world", diverges)
+    run = compared_runs(tier, tier.sizes[0], 2e-3)[0]
+    result = run_arm(tier, run, tmp_path, math.inf)
+    assert result["diverged"] == "step 3: loss_video is nan"
+    assert finished(tier, run, tmp_path) == result  # it would diverge again
+    assert summarise(tier, [result]) == {}
+    assert figures(tier, [result], {}) == {}
+    fine = {"learning_rate": 4e-3, "loss": 0.5}
+    assert best_learning_rate(tier, [{**result, "learning_rate": 2e-3}, fine]) == 4e-3
+
+
+def test_results_of_other_questions_clips_or_training_are_not_taken(tmp_path):
+    tier, folder = SMOKE, tmp_path / "0.1M"
+    run = compared_runs(tier, tier.sizes[0], 2e-3)[0]
+    mine = {**asdict(run), "asked": _asked(tier, config_of(tier, run)), "loss": 0.5}
+    for other in ({**mine, "asked": "of others"}, {**mine, "size": "7M"}, {**mine, "arm": "gan"}):
+        _take(tier, other, tmp_path)
+    assert not folder.exists()
+    _take(tier, mine, tmp_path)
+    _take(tier, {**mine, "loss": 0.1}, tmp_path)  # there is one
+    assert finished(tier, run, tmp_path) == mine
+    trained = _trained_as(tier, config_of(tier, run))
+    assert trained != _trained_as(replace(tier, clips=17), config_of(tier, run))
+    assert trained != _trained_as(replace(tier, prepared=tmp_path / "hash"), config_of(tier, run))
+    (tmp_path / run.name / "trained_as.txt").write_text("another config")
+    (tmp_path / run.name / "average.safetensors").write_text("its weights")
+    assert _trained(tier, config_of(tier, run), tmp_path, tmp_path / run.name, 0.0) is None  # no time
+    assert not (tmp_path / run.name / "average.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -178,6 +245,8 @@ def test_runs_are_trained_once_asked_and_shown_and_another_config_is_another_run
     drawn = figures(tier, results, summary)
     assert all(png.startswith(b"\x89PNG") for png in drawn.values())
     assert "Self-Flow against its rivals" in page(tier, results, summary, drawn, ["a fact"])
+    for some in ([], results[1:]):  # stopped early: there is nothing to compare with yet
+        assert measured(tier, some, []).figures["runs"] == len(some)
 
 
 @pytest.mark.slow
