@@ -24,9 +24,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/worldmodel demo
 
-# Two processes of one thread each: clusters start in one of them, and the other tests fill its waits.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -11,7 +11,7 @@ settings.load_profile("worldmodel")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes (`make test`) one starts clusters, one after the other; a file stays in one."""
+    """Of two processes (`pytest -n 2 --dist loadgroup`) one starts clusters, one after the other; a file stays in one."""
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))

@@ -152,7 +152,12 @@ def test_a_probe_is_asked_about_noise_that_it_was_not_fitted_on(monkeypatch):
         return {0: rows}
 
     monkeypatch.setattr("benchmarks.experiment.readouts.features_at", features)
-    known = Factors(np.zeros((40, 2)), np.zeros((40, 2)), np.zeros(40, int), np.zeros(40, int))
+    rng = np.random.default_rng(1)
+    numbers, classes = (
+        (rng.standard_normal((40, 2)) for _ in range(2)),
+        (rng.integers(0, 2, 40) for _ in range(2)),
+    )
+    known = Factors(*numbers, *classes)
     questions = SimpleNamespace(known=(known, known), fitted="fitted", held_out="held out")
     _probes(None, config(PLAIN), questions)
     assert len({noise for clips, noise in asked if clips == "fitted"}) == 1
