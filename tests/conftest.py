@@ -10,8 +10,10 @@ settings.register_profile("worldmodel", deadline=None)
 settings.load_profile("worldmodel")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes (`pytest -n 2 --dist loadgroup`) one starts clusters, one after the other; a file stays in one."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup` one of two processes starts all clusters; each other file stays in one."""
+    if not config.pluginmanager.has_plugin("xdist"):
+        return
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
