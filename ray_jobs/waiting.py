@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from ray.exceptions import RayError
+
 from ray_jobs.cluster import fit_problem
 from worldmodel.config import RunConfig
 
@@ -30,7 +32,10 @@ class Waiting:
         if self.now() - self.news_at < QUIET_S:
             return None
         self.news_at = self.now()
-        problem = fit_problem(self.cfg, self.resources())
+        try:
+            problem = fit_problem(self.cfg, self.resources())
+        except RayError:  # the head is gone: the board will say so
+            return None
         if not problem or problem == self.said:
             return None
         self.said = problem
