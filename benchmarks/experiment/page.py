@@ -113,7 +113,7 @@ def _curves(tier: Tier, results: list[Result], summary: dict[str, Any]) -> Figur
         last = [run["curve"][-1][1] for run in results if run["size"] == size and "curve" in run]
         for row, label in enumerate(("steps", "TFLOP")):
             axes[row, column].set_xlabel(label)
-            axes[row, column].set_ylim(0.98 * min(last), 1.6 * max(last))
+            axes[row, column].set_ylim(0.98 * min(last), 1.3 * max(last))
             axes[row, column].grid(alpha=0.25)
         axes[0, column].set_title(size)
     axes[0, 0].set_ylabel("held-out loss")
@@ -123,9 +123,15 @@ def _curves(tier: Tier, results: list[Result], summary: dict[str, Any]) -> Figur
 
 
 def _differences(arms: dict[str, Any]) -> Figure:
-    """Paired differences to plain flow matching in percent of its mean at the smallest size."""
+    """Paired differences to plain flow matching at the first size, in percent of its mean, where that is not
+    about zero."""
     names = [arm for arm in arms if arm != PLAIN]
-    shown = [name for name in METRICS if arms[PLAIN]["metrics"][name]["mean"]]
+    plain = arms[PLAIN]["metrics"]
+    shown = [
+        name
+        for name in METRICS
+        if plain[name]["mean"] and (plain[name]["low"] or 1) * (plain[name]["high"] or 1) > 0
+    ]
     figure = Figure(figsize=(3.0 * min(4, len(shown)) + 2, 2.6 * -(-len(shown) // 4)), layout="constrained")
     axes = figure.subplots(-(-len(shown) // 4), min(4, len(shown)), squeeze=False, sharey=True)
     for index, name in enumerate(shown):
@@ -170,7 +176,7 @@ def _by_noise(results: list[Result], summary: dict[str, Any]) -> Figure:
 
 
 def _probes(tier: Tier, results: list[Result], summary: dict[str, Any]) -> Figure:
-    """Scores of linear probes by layer, means over seeds, of the smallest size."""
+    """Scores of linear probes by layer, means over seeds, of the first size."""
     size = next(iter(summary))
     factors = next(list(result["probes"]) for result in results if "probes" in result)
     figure = Figure(figsize=(3.2 * len(factors), 3.2), layout="constrained")
