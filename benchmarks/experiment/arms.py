@@ -151,7 +151,7 @@ SMOKE = Tier(
     steps=4,
     seeds=(0, 1),
     learning_rates=(2e-3,),
-    sizes=(Size("0.1M", _model(2, 32, 16), (PLAIN, SELF_FLOW, "flow_matching_flops")),),
+    sizes=(Size("0.1M", _model(3, 32, 16), (PLAIN, SELF_FLOW, "flow_matching_flops")),),
 )
 
 
