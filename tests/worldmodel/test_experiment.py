@@ -33,7 +33,7 @@ from benchmarks.experiment.manifest_clips import prepare_manifest
 from benchmarks.experiment.page import figures, page
 from benchmarks.experiment.paired import interval, paired
 from benchmarks.experiment.probes import SILENT, Factors, factors_of, probe
-from benchmarks.experiment.readouts import _probes
+from benchmarks.experiment.readouts import _bounded, _probes
 from benchmarks.experiment.run_arms import (
     _asked,
     _take,
@@ -164,6 +164,12 @@ def test_a_probe_is_asked_about_noise_that_it_was_not_fitted_on(monkeypatch):
     assert {noise for clips, noise in asked if clips == "fitted"}.isdisjoint(
         noise for clips, noise in asked if clips == "held out"
     )
+
+
+def test_a_lost_body_weighs_no_more_than_one_that_stands_still():
+    check = {"per_episode": [0.1, 1.4142, math.nan, 0.2], "baselines": {"frozen_frame": 0.3}}
+    assert _bounded(check) == pytest.approx((0.1 + 0.3 + 0.2) / 3)
+    assert _bounded({"skipped": "no true positions"}) is None
 
 
 def test_factors_are_those_of_each_chunk():
