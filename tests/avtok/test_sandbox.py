@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -209,7 +210,10 @@ def test_a_sandboxed_reader_gives_what_a_plain_one_gives(clip):
 
     plain = PlainReader()
     with SandboxedReader(Limits()) as reader:
-        assert reader.probe(clip) == plain.probe(clip)
+        ours, theirs = reader.probe(clip), plain.probe(clip)
+        # Sums of squares differ in their last digit with where their arrays lie in memory.
+        assert ours.rms_dbfs == pytest.approx(theirs.rms_dbfs, abs=1e-9)
+        assert replace(ours, rms_dbfs=None) == replace(theirs, rms_dbfs=None)
         for size in ((32, 32), (512, 512)):  # copied, and handed over as shared memory
             ours = reader.decode_clip(clip, **{**CUT, "size": size}, context_frames=3, context_samples=100)
             theirs = plain.decode_clip(clip, **{**CUT, "size": size}, context_frames=3, context_samples=100)

@@ -153,12 +153,20 @@ def clips(cluster: Cluster) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(cluster: Cluster, prometheus: Prometheus, clips: Path) -> Path:
-    """The run of the page's training job. One of its clips broke after it was planned."""
+def filled(cluster: Cluster, prometheus: Prometheus, clips: Path) -> str:
+    """What the page's job that fills the cache said."""
+    return cluster.submit("tokenize")
+
+
+@pytest.fixture(scope="module")
+def trained(cluster: Cluster, prometheus: Prometheus, clips: Path, filled: str) -> Path:
+    """The run of the page's training job. Two of its clips left the cache, of which one broke as well."""
     words = cluster.placed(command("worldmodel", "submit", "train")) + SMALL["train"]
     words = " ".join(words).replace("--set=", "--set ").split()
     cfg = load_config("configs/debug_cpu.yaml", [b for a, b in itertools.pairwise(words) if a == "--set"])
     folder, plan, _ = prepare(cfg, "pytest")
+    for sample in (plan.sample(0), plan.sample(1)):
+        shutil.rmtree(cluster.mount / "cache" / sample.content_sha256[:2] / sample.content_sha256)
     broken = Path(plan.sample(0).uri)
     whole = broken.read_bytes()
     broken.write_bytes(whole[:300])
@@ -214,9 +222,12 @@ def test_prometheus_has_the_numbers_of_the_run(trained: Path, prometheus: Promet
     committed_s = last_commit(trained).stat().st_mtime
     assert total("last_commit_timestamp_seconds") == pytest.approx(committed_s, abs=30)
     good = seen - total("quarantined_clips_total")
-    assert total("decoded_seconds_total") >= good * cfg_clip_s(trained) * 0.9
+    decoded = total("decoded_seconds_total") / cfg_clip_s(trained)
+    assert decoded >= 0.9
+    assert total("cached_clips_total") >= good / 2
+    assert total("cached_clips_total") + decoded >= good * 0.9
     assert total("encode_seconds_total") > 0 < total("decode_seconds_total")
-    assert total("latent_bytes_total") > 1000 * good
+    assert total("latent_bytes_total") > 1000
 
 
 def cfg_clip_s(run: Path) -> float:
@@ -240,8 +251,7 @@ def test_every_query_of_the_dashboard_parses_and_the_runs_own_have_data(
         query = query.replace("rate(", "last_over_time(")
         found = prometheus.ask(re.sub(r"(worldmodel_\w+\{[^}]*\})(?!\[)", r"last_over_time(\1[1h])", query))
         asked += 1
-        rare = "cached" in query  # training had no cache
-        assert found or rare or title == "Cluster", query
+        assert found or title == "Cluster", query
     assert asked > 25
     machines = [
         expression for row, expression in queries() if row == "Cluster" and "gpu" not in expression.lower()
@@ -266,10 +276,9 @@ def queries() -> list[tuple[str, str]]:
     return found
 
 
-def test_tokenize_fills_a_cache_that_every_node_sees(cluster: Cluster, clips: Path, prometheus: Prometheus):
-    said = cluster.submit("tokenize")
-    assert f"encoded {CLIPS}, cached 0" in said, said
-    assert "quarantined 0" in said, said
+def test_tokenize_fills_a_cache_that_every_node_sees(cluster: Cluster, filled: str):
+    assert f"encoded {CLIPS}, cached 0" in filled, filled
+    assert "quarantined 0" in filled, filled
     assert any((cluster.mount / "cache").rglob("*"))
 
 
