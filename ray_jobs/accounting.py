@@ -7,6 +7,7 @@ A commit is all of them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from pyroaring import BitMap64
 
 from ray_jobs.errors import JobError
 from ray_jobs.plan import PADDING, Plan
+from worldmodel.reasons import DAMAGED_COMMIT
 
 SHOWN_IDS = 5
 
@@ -91,7 +93,7 @@ class Ledger:
     def files(self, *, rank: int) -> dict[str, bytes]:
         """What `to_files` writes, by name: the ledger as it is now."""
         blobs = {epoch: self._consumed(epoch).serialize() for epoch in self.epochs()}
-        about = {
+        about: dict[str, Any] = {
             "plan_hash": self.plan_hash,
             "position": self.position,
             "consumed_bytes": {str(epoch): len(blob) for epoch, blob in blobs.items()},
@@ -99,8 +101,10 @@ class Ledger:
                 str(e): {str(i): why for i, why in self.quarantined.get(e, {}).items()} for e in blobs
             },
         }
+        whole = b"".join(blobs.values())
+        about["consumed_sha256"] = hashlib.sha256(whole).hexdigest()
         return {
-            f"ledger-{rank:05d}.roaring": b"".join(blobs.values()),
+            f"ledger-{rank:05d}.roaring": whole,
             f"ledger-{rank:05d}.json": json.dumps(about).encode("utf-8"),
         }
 
@@ -157,14 +161,28 @@ class Ledger:
 
     @classmethod
     def _from_file(cls, file: Path) -> Ledger:
+        try:
+            return cls._parsed(file)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            problem = "missing" if missing else f"damaged or cut short ({type(error).__name__}: {error})"
+            where = getattr(error, "filename", None) or file
+            raise JobError(f"{where}: {problem}; {DAMAGED_COMMIT}") from None
+
+    @classmethod
+    def _parsed(cls, file: Path) -> Ledger:
         about = json.loads(file.read_text("utf-8"))
         blob = file.with_suffix(".roaring").read_bytes()
         ledger = cls(plan_hash=about["plan_hash"], position=about["position"])
         ends = np.cumsum(list(about["consumed_bytes"].values()), dtype=int).tolist()
         if len(blob) != (ends[-1] if ends else 0):
+            said = ends[-1] if ends else 0
             raise JobError(
-                f"{file.with_suffix('.roaring')}: {len(blob)} bytes, its .json says {ends[-1] if ends else 0}"
+                f"{file.with_suffix('.roaring')}: {len(blob)} bytes, its .json says {said}; {DAMAGED_COMMIT}"
             )
+        digest = hashlib.sha256(blob).hexdigest()
+        if about.get("consumed_sha256", digest) != digest:  # older ones have none
+            raise JobError(f"{file.with_suffix('.roaring')}: changed since it was written; {DAMAGED_COMMIT}")
         for epoch, begin, end in zip(about["consumed_bytes"], [0, *ends], ends, strict=False):
             ledger.consumed[int(epoch)] = BitMap64.deserialize(blob[begin:end])
         for epoch, bad in about["quarantined"].items():

@@ -38,12 +38,12 @@ def export_run(run: Path, out: Path, *, best: bool = False) -> Path:
         reader = CheckpointReader(commit)
         base = base_of(cfg)
         check_same_base(reader.model.get("base"), base)
+        weights = reader.ema_weights()
     except ValueError as error:
         raise UserError(str(error)) from None
     facts = card_facts(run, cfg, int(reader.model["step"]))
     if not best and (run / CHECKS).exists():  # they are of the last commit, and stay true of it
         facts |= check_facts(json.loads((run / CHECKS).read_text("utf-8")))
-    weights = reader.ema_weights()
     if cfg.train.lora and base:
         save_lora(out / LORA, weights, cfg, base)
         facts |= {"LoRA": f"rank {cfg.train.lora.rank}, on {base['name']}"}

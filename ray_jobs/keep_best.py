@@ -11,9 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.errors import storage_problem
 from ray_jobs.run_folder import BEST, listed_commits, write_whole
 
 ABOUT = "best.json"
+FRESH = f".{BEST}.new"
 FORMER = f".{BEST}.former-"  # and the commit that took its place
 
 
@@ -21,7 +23,8 @@ class BestCommit:
     """Sees the rows of a run, and keeps the best of the commits at whose step an evaluation was."""
 
     def __init__(self, run: Path) -> None:
-        self.run, self.errors = run, dict[int, float]()
+        self.run, self.errors, self.problem = run, dict[int, float](), ""
+        shutil.rmtree(run / FRESH, ignore_errors=True)
         formers = sorted(run.glob(f"{FORMER}*"))
         if formers and not (run / BEST).exists():  # stopped between two renames
             formers.pop().rename(run / BEST)
@@ -32,17 +35,34 @@ class BestCommit:
         if errors := [row[name] for name in ("eval_video", "eval_audio") if name in row]:
             self.errors[int(row["step"])] = sum(errors)
 
-    def keep(self) -> None:
-        """Call now and then: only what Ray Train has entered into its list counts."""
+    def keep(self) -> bool:
+        """Call now and then: only what Ray Train has entered into its list counts. False from the time on
+        when the storage fails or is full; `problem` says why."""
+        try:
+            if not self.problem:
+                self._keep()
+        except Exception as error:  # shutil gathers what it met in an error of its own
+            self.problem = storage_problem(error)
+            if not self.problem:
+                raise
+        return not self.problem
+
+    def _keep(self) -> None:
         for commit in listed_commits(self.run):
             error = self.errors.pop(int(commit.name.split("-")[1]), None)
             if error is not None and error < best_error(self.run):
                 self._take(commit, error)
 
     def _take(self, commit: Path, error: float) -> None:
-        fresh = self.run / f".{BEST}.new"
+        fresh = self.run / FRESH
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(commit, fresh, copy_function=_link)
+        try:
+            shutil.copytree(commit, fresh, copy_function=_link)
+        except (FileNotFoundError, shutil.Error):
+            shutil.rmtree(fresh, ignore_errors=True)
+            if commit in listed_commits(self.run):
+                raise
+            return  # Ray Train takes it off its list, and then removes it
         about = {"commit": commit.name, "held_out_error": error}
         write_whole(fresh / ABOUT, json.dumps(about))
         # A name of its own: where a reader has its files open, the one before may not be gone yet.

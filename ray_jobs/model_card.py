@@ -7,14 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.config import RunConfig
+from worldmodel.config_objective import SelfFlowConfig
 
-OBJECTIVES = {
+FOLLOWED = {
     "none": "flow matching",
-    "ema": "Self-Flow (EMA teacher)",
+    "ema": "EMA teacher",
     "layersync": "LayerSync",
     "repa": "REPA (frozen encoders)",
     "velocity_heads": "velocity heads",
 }
+SEEN = {"offset": "SRA (EMA teacher, t less an offset)", "same": "EMA teacher at the same noise levels"}
+
+
+def objective_words(cfg: SelfFlowConfig) -> str:
+    """What was trained for, in words: Self-Flow is two noise levels and a teacher at the cleaner one."""
+    teacher = cfg.rep == "ema"
+    named = SEEN.get(cfg.teacher_t, FOLLOWED[cfg.rep]) if teacher else FOLLOWED[cfg.rep]
+    is_self_flow = teacher and cfg.dual and cfg.teacher_t == "min"
+    words = ["Self-Flow (EMA teacher)" if is_self_flow else named]
+    if cfg.dual and not is_self_flow:
+        words.append("two noise levels")
+    if teacher and not cfg.dual and cfg.teacher_t == "min":
+        words.append("one noise level")
+    if cfg.teacher_shuffled:
+        words.append("features of another clip (control)")
+    if cfg.attention_separation:
+        words.append("attention apart")
+    return ", ".join(words)
 
 
 def card_facts(run: Path, cfg: RunConfig, step: int) -> dict[str, Any]:
@@ -23,7 +42,7 @@ def card_facts(run: Path, cfg: RunConfig, step: int) -> dict[str, Any]:
     facts = {
         "steps": step,
         "seed": cfg.seed,
-        "objective": OBJECTIVES[cfg.objective.rep],
+        "objective": objective_words(cfg.objective),
         "begun from": cfg.train.init,
         "trained on": _clips(_json(run / "accounting.json")),
         "sources": ", ".join(source.name for source in cfg.data.mixture),

@@ -139,13 +139,12 @@ def write_whole(path: Path, text: str) -> None:
 
 def last_commit(run: Path) -> Path | None:
     """Folder of the newest committed checkpoint, None before the first. Ray Train's own list says which; that
-    is written in place, so a crash or a full disk may cut it short: then the newest whole folder counts."""
-    listed = _listed(run)
-    if listed is not None:
-        latest = listed.get("latest_checkpoint_result")
-        return run / latest["checkpoint_dir_name"] if latest else None
-    whole = [folder for folder in (run / "checkpoints").glob("step-*") if is_whole(folder)]
-    return max(whole, key=lambda folder: folder.name, default=None)
+    is written in place, so a crash or a full disk may cut it short, and its last folder may have been
+    removed: then the newest whole folder counts."""
+    latest = (_listed(run) or {}).get("latest_checkpoint_result")
+    if latest and (listed := run / latest["checkpoint_dir_name"]).is_dir():
+        return listed
+    return next(reversed(_whole_folders(run)), None)
 
 
 def listed_commits(run: Path) -> list[Path]:
@@ -154,16 +153,22 @@ def listed_commits(run: Path) -> list[Path]:
     return [run / result["checkpoint_dir_name"] for result in results]
 
 
-def sweep(run: Path) -> None:
-    """Removes what a crash or a full disk left half-written: an unreadable list, folders that are no
-    commit."""
-    listed = _listed(run)
-    if listed is None:
+def sweep(run: Path, *, keep: int) -> None:
+    """Removes what a crash, a full disk or a hand left behind: a list that is cut short or names folders that
+    are gone, and folders of no commit. Without a list, the newest `keep` whole folders are commits. Call
+    while nothing trains here."""
+    commits = listed_commits(run)
+    if not commits or not all(commit.is_dir() for commit in commits):
         (run / SNAPSHOT).unlink(missing_ok=True)
-    kept = {result["checkpoint_dir_name"] for result in (listed or {}).get("checkpoint_results", [])}
+        commits = _whole_folders(run)[-keep:]
     for folder in (run / "checkpoints").glob("step-*"):
-        if str(folder.relative_to(run)) not in kept and not is_whole(folder):
+        if folder not in commits:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _whole_folders(run: Path) -> list[Path]:
+    """Of checkpoints, oldest first."""
+    return sorted(folder for folder in (run / "checkpoints").glob("step-*") if is_whole(folder))
 
 
 def is_whole(folder: Path) -> bool:

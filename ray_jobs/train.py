@@ -30,6 +30,7 @@ from ray_jobs.plan import Plan, make_plan
 from ray_jobs.pools import with_sized_pool
 from ray_jobs.preflight import check_given
 from ray_jobs.run_folder import WARNINGS, RunFolder, last_commit, sweep, write_whole
+from ray_jobs.run_lock import only_job
 from ray_jobs.runtime_env import package_version
 from ray_jobs.trackers import check_tracker
 from ray_jobs.tracking import Tracking
@@ -110,11 +111,24 @@ def run_training(
 
     make_source makes what cfg.data.manifest names; in a new run the workers start meanwhile.
     """
-    began = time.monotonic()
     check_fits(cfg)
     check_layout(cfg)
     check_tracker(cfg.train.tracker)
-    folder, plan = RunFolder(cfg), None
+    folder = RunFolder(cfg)
+    folder.make()
+    with only_job(folder.path):
+        return _run_alone(cfg, folder, command=command, progress=progress, make_source=make_source)
+
+
+def _run_alone(
+    cfg: RunConfig,
+    folder: RunFolder,
+    *,
+    command: str,
+    progress: Progress | None,
+    make_source: Callable[[], None] | None,
+) -> TrainResult:
+    began, plan = time.monotonic(), None
     if make_source is None or folder.plan.exists():
         if make_source:
             make_source()
@@ -128,7 +142,7 @@ def run_training(
         for line in init_lines(cfg, layout_of(cfg)):
             progress("said", {"note": line})
     attempts_before = folder.num_attempts()
-    sweep(folder.path)
+    sweep(folder.path, keep=cfg.train.keep_checkpoints)
     board = start_board(attempts_before, plan_is_there=plan is not None)
     failure: list[BaseException] = []
     sized = cfg  # with as many decode actors as its clips need, once there is a plan
@@ -183,9 +197,8 @@ def run_training(
             for at_s in news.committed_at:
                 exported.add("commits_total")
                 exported.set("last_commit_timestamp_seconds", at_s)
-            if best:
-                with storage_errors_in_words(folder.path):
-                    best.keep()
+            if best and not best.keep():
+                board.request_stop.remote()
             if problem := tracking.problem():
                 _warn(folder, problem, progress)
             note = waiting.note(has_news=bool(news.rows or news.failures or news.committed_at))
@@ -198,9 +211,9 @@ def run_training(
     metrics.close()
     if problem := tracking.close(outcome["status"] if outcome else "failed"):
         _warn(folder, problem, progress)
-    sweep(folder.path)
-    if metrics.problem:
-        outcome = {"status": "failed", "reason": metrics.problem}
+    sweep(folder.path, keep=cfg.train.keep_checkpoints)
+    if problem := metrics.problem or (best and best.problem):
+        outcome = {"status": "failed", "reason": problem}
     is_done = outcome is not None and outcome["status"] in ("finished", "stopped")
     if outcome and is_done and not _is_committed(folder, outcome["step"]):
         outcome = None  # the workers were done, but Ray could not enter the last commit

@@ -291,6 +291,11 @@ class RunConfig(Part):
                     f"nearest: {min(max(1, round(chunks)), longest) * self.chunk_s}"
                 )
         self._shares()
+        if self.train.keep_best and not self.data.held_out:
+            raise ValueError(
+                "train.keep_best=true keeps the commit of lowest held-out error, and data.held_out=0 holds "
+                "nothing out; set data.held_out=0.1"
+            )
         if self.objective.rep == "repa" and not self.data.targets:
             raise ValueError(
                 "objective.rep=repa follows frozen encoders, but data.targets is empty; name one there, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import lcm
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -96,6 +97,23 @@ class TrainConfig(Part):
             raise ValueError(
                 "fp8=true keeps the weights that a block ran with until backward, so that gather=block would "
                 "save nothing; set gather=step, recompute=true or zero_stage=2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _finds_the_best(self) -> Self:
+        if not self.keep_best:
+            return self
+        if not self.evaluate_clips:
+            raise ValueError(
+                "keep_best=true keeps the commit of lowest held-out error, and evaluate_clips=0 measures "
+                "none; set evaluate_clips to 1 or more"
+            )
+        if self.steps > 1 and lcm(self.evaluate_every, self.checkpoint_every) >= self.steps:
+            raise ValueError(
+                f"keep_best=true chooses among commits at evaluated steps, and with evaluate_every="
+                f"{self.evaluate_every} and checkpoint_every={self.checkpoint_every} there is none before "
+                f"the last of {self.steps} steps; set evaluate_every={self.checkpoint_every}"
             )
         return self
 

@@ -93,8 +93,12 @@ def check_same_base(begun: Mapping[str, str] | None, now: Mapping[str, str] | No
 
 
 def folder_hash(folder: Path) -> str:
-    """Of an exported model's weights."""
-    return weights_hash(load_file(str(folder / "transformer" / WEIGHTS)))
+    """Of an exported model's weights. LoraError where they are missing or damaged."""
+    file = folder / "transformer" / WEIGHTS
+    try:
+        return weights_hash(load_file(str(file)))
+    except (OSError, SafetensorError) as error:
+        raise LoraError(f"{file}: missing or damaged ({error}); export or copy that model again") from None
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
@@ -181,6 +185,7 @@ def _check_belongs(model: WorldTransformer, lora: Lora, name: str) -> None:
             f"{whose}, whose weights are {lora.base_sha256[:12]}, and those of {name} are {found[:12]}; "
             "give the model that it was trained on"
         )
+    _check_pairs(lora)
     modules = dict(model.named_modules())
     for key, weight in lora.weights.items():
         layer, _, part = key.partition(".lora_")
@@ -195,6 +200,24 @@ def _check_belongs(model: WorldTransformer, lora: Lora, name: str) -> None:
         if ours != theirs:
             raise LoraError(
                 f"{whose}, and {layer} of {name} has width {ours}, not {theirs}; give {lora.base}"
+            )
+
+
+def _check_pairs(lora: Lora) -> None:
+    """Before anything of a model is touched: LoraError where the two halves of a layer's adapter, or they and
+    adapter_config.json, do not go together."""
+    for layer in sorted({key.partition(".lora_")[0] for key in lora.weights}):
+        down, up = (lora.weights.get(f"{layer}.lora_{half}.weight") for half in "AB")
+        if down is None or up is None:
+            missing = "A" if down is None else "B"
+            raise LoraError(f"{lora.folder}: {layer} has no lora_{missing}.weight; export or copy it again")
+        ranks = {down.shape[0], up.shape[-1]}
+        if not lora.config.rank_pattern:
+            ranks.add(lora.config.r)
+        if len(ranks) > 1:
+            raise LoraError(
+                f"{lora.folder}: {layer} has ranks {down.shape[0]} and {up.shape[-1]}, and {CONFIG_FILE} "
+                f"says r={lora.config.r}; export or copy it again"
             )
 
 

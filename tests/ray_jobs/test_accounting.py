@@ -115,10 +115,22 @@ def test_missing_and_cut_files_are_one_clear_line(tmp_path):
         Ledger.from_files(tmp_path)
     trained(plan_of(12)).to_files(tmp_path, rank=0)
     assert Ledger.from_files(tmp_path) == trained(plan_of(12))
-    blob = tmp_path / "ledger-00000.roaring"
-    blob.write_bytes(blob.read_bytes()[:-3])
+    blob, about = tmp_path / "ledger-00000.roaring", tmp_path / "ledger-00000.json"
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(JobError, match=r"ledger-00000\.roaring: changed since it was written; restore the"):
+        Ledger.from_files(tmp_path)
+    blob.write_bytes(whole[:-3])
     with pytest.raises(JobError, match=r"its \.json says"):
         Ledger.from_files(tmp_path)
+    blob.unlink()
+    with pytest.raises(JobError, match=r"ledger-00000\.roaring: missing; restore the file"):
+        Ledger.from_files(tmp_path)
+    blob.write_bytes(whole)
+    for damage in (about.read_text()[:-9], "{}", "[]"):
+        about.write_text(damage)
+        with pytest.raises(JobError, match=r"ledger-00000\.json: damaged or cut short .*; restore the file"):
+            Ledger.from_files(tmp_path)
 
 
 def test_quarantine_rate_counts_against_the_plan_and_stops_the_job_past_its_limit():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from ray_jobs import keep_best
-from ray_jobs.errors import UserError
+from ray_jobs.errors import DISK_FULL, UserError
 from ray_jobs.export import export_run
 from ray_jobs.keep_best import BestCommit, best_error
 from ray_jobs.run_folder import BEST, SNAPSHOT
@@ -106,6 +108,45 @@ def test_a_best_before_that_could_not_be_removed_is_in_no_one_s_way(tmp_path, mo
     assert len(list(tmp_path.glob(f"{keep_best.FORMER}*"))) == 2
     BestCommit(tmp_path)
     assert not list(tmp_path.glob(f"{keep_best.FORMER}*"))
+
+
+def test_a_commit_that_ray_takes_off_its_list_meanwhile_is_left_out(tmp_path, monkeypatch):
+    best = BestCommit(tmp_path)
+    evaluated(best, 10, 3.0)
+    enter(tmp_path, 10)
+    best.keep()
+
+    def too_late(source: str, target: str) -> None:
+        enter(tmp_path, 30)  # Ray Train enters a newer one, and removes the one that is being linked
+        raise FileNotFoundError(source)
+
+    monkeypatch.setattr(keep_best, "_link", too_late)
+    evaluated(best, 20, 1.0)
+    enter(tmp_path, 20)
+    assert best.keep()
+    assert kept(tmp_path) == CONTENT.format(10)
+    assert not (tmp_path / keep_best.FRESH).exists()
+
+
+def test_a_full_disk_is_told_once_and_the_best_before_stays(tmp_path, monkeypatch):
+    best = BestCommit(tmp_path)
+    evaluated(best, 10, 3.0)
+    enter(tmp_path, 10)
+    assert best.keep()
+
+    def full(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(keep_best, "_link", full)
+    evaluated(best, 20, 1.0)
+    enter(tmp_path, 10, 20)
+    assert not best.keep()
+    assert not best.keep()
+    assert best.problem == DISK_FULL
+    assert kept(tmp_path) == CONTENT.format(10)
+    (tmp_path / keep_best.FRESH).mkdir()  # of a driver that was killed
+    BestCommit(tmp_path)
+    assert not (tmp_path / keep_best.FRESH).exists()
 
 
 def test_exporting_a_best_commit_that_is_not_there_says_how_to_get_one(tmp_path):

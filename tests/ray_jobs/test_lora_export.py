@@ -24,7 +24,7 @@ from worldmodel.export import load_model, save_model
 from worldmodel.lora import LoraError, base_of
 from worldmodel.model_folder import WEIGHTS
 from worldmodel.pipeline import WorldModelPipeline
-from worldmodel.train.checkpoint import write_checkpoint
+from worldmodel.train.checkpoint import shard_name, write_checkpoint
 from worldmodel.train.engine import PlainEngine
 from worldmodel.train.loop import Hooks, train
 
@@ -95,6 +95,23 @@ def test_a_run_neither_goes_on_nor_is_exported_when_its_base_has_changed(lora_ru
         check_adapted(lora_run.cfg, lora_run.commit)
     with pytest.raises(UserError, match=said):
         export_run(lora_run.run, lora_run.run / "export")
+
+
+def test_what_is_damaged_is_named_in_one_line_and_nothing_is_exported(lora_run):
+    shard, out = lora_run.commit / shard_name(0, 1), lora_run.run / "export"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (line,) = complaint("export", lora_run.run, "--out", out)
+    assert line.startswith(f"{shard}: changed since it was written")
+    shard.write_bytes(whole)
+    weights = lora_run.base / "transformer" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-9])
+    (line,) = complaint("export", lora_run.run, "--out", out)
+    assert line.startswith(f"{weights}: missing or damaged (")
+    weights.unlink()
+    (line,) = complaint("export", lora_run.run, "--out", out)
+    assert line.startswith(f"{weights}: missing or damaged (")
+    assert not out.exists()
 
 
 def test_a_lora_is_checked_before_anything_starts(lora_run, monkeypatch, tmp_path):

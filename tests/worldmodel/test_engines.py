@@ -261,20 +261,26 @@ def test_a_missing_or_damaged_part_of_a_checkpoint_is_named(damaged):
     content = shard.read_bytes()
     for cut in (0, 5, len(content) // 2, len(content) - 1):
         shard.write_bytes(content[:cut])
-        damage = r"shard-00001-of-00002.safetensors: damaged or cut short .*; resume from an older commit"
+        damage = r"shard-00001-of-00002.safetensors: damaged or cut short .*; restore the file"
         with pytest.raises(CheckpointMismatch, match=damage):
             load_checkpoint(damaged, engine)
     shard.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])  # one bit of one weight
-    changed = (
-        r"shard-00001-of-00002.safetensors: changed since it was written \(sha256 .*; resume from an older"
-    )
+    changed = r"shard-00001-of-00002.safetensors: changed since it was written \(sha256 .*; restore the file"
     with pytest.raises(CheckpointMismatch, match=changed):
         load_checkpoint(damaged, engine)
+    shard.with_suffix(".sha256").unlink()
+    with pytest.raises(CheckpointMismatch, match=r"shard-00001-of-00002.sha256: missing; restore the file"):
+        load_checkpoint(damaged, engine)
     shard.unlink()
-    with pytest.raises(CheckpointMismatch, match=r"shard-00001-of-00002.safetensors: missing; resume from"):
+    with pytest.raises(
+        CheckpointMismatch, match=r"shard-00001-of-00002.safetensors: missing; restore the file"
+    ):
         load_checkpoint(damaged, engine)
     (damaged / "model.json").write_text('{"step": ')
     with pytest.raises(CheckpointMismatch, match=r"model.json: damaged or cut short"):
+        load_checkpoint(damaged, engine)
+    (damaged / "model.json").write_text("{}")
+    with pytest.raises(CheckpointMismatch, match=r"model.json: damaged .*no shapes, step, world_size"):
         load_checkpoint(damaged, engine)
     (damaged / "model.json").unlink()
     with pytest.raises(CheckpointMismatch, match=r"model.json: missing"):

@@ -216,6 +216,30 @@ def test_a_folder_without_a_lora_and_a_damaged_one_are_told(trained, base, tmp_p
         read_lora(kept)
 
 
+def test_halves_that_do_not_go_together_are_refused_before_the_model_is_touched(
+    trained, base, layout, tmp_path
+):
+    _, folder = trained
+    weights = load_file(str(folder / WEIGHTS_FILE))
+    text = (folder / "adapter_config.json").read_text()
+    pipe = WorldModelPipeline.from_pretrained(base)
+    before = output_of(pipe.model, layout)
+    half = {name: w for name, w in weights.items() if "lora_A" in name}
+    for config, given, message in (
+        (text.replace('"r": 4', '"r": 5'), weights, r"has ranks 4 and 4, and adapter_config.json says r=5"),
+        (text, half, r"has no lora_B\.weight; export or copy it again"),
+        (text, {n: w[:2] if "lora_A" in n else w for n, w in weights.items()}, r"has ranks 2 and 4"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(config)
+        save_file({name: w.contiguous() for name, w in given.items()}, str(tmp_path / WEIGHTS_FILE))
+        with pytest.raises(LoraError, match=message):
+            pipe.load_lora(tmp_path)
+    assert torch.equal(output_of(pipe.model, layout), before)
+    pipe.load_lora(folder)  # nothing is in its way
+    pipe.unload_lora()
+    assert torch.equal(output_of(pipe.model, layout), before)
+
+
 def test_the_hash_is_of_values_whatever_file_holds_them(base, tmp_path):
     weights = load_file(str(base / "transformer" / WEIGHTS))
     (tmp_path / "transformer").mkdir()

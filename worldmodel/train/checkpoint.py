@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from worldmodel.reasons import DAMAGED_COMMIT
 from worldmodel.train.engine import TEACHER_PREFIX, Engine, ParameterShard, slice_of_rank
 
 MODEL_FILE, HASH, INTERVALS = "model.json", ".sha256", "intervals"
-REMEDY = "resume from an older commit or restore the file"
 
 
 class CheckpointMismatch(ValueError):
@@ -117,18 +117,21 @@ def flush_to_disk(file: Path) -> None:
 
 
 def read_model_file(folder: Path) -> dict[str, Any]:
-    """Step, world size and shapes of a checkpoint. CheckpointMismatch when it is missing or no JSON."""
+    """Step, world size and shapes of a checkpoint. CheckpointMismatch when it is missing or not that."""
     try:
-        return json.loads((folder / MODEL_FILE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointMismatch(f"{folder / MODEL_FILE}: {_reason(error)}; {REMEDY}") from None
+        about = json.loads((folder / MODEL_FILE).read_text())
+        if missing := {"step", "world_size", "shapes"} - set(about):
+            raise ValueError(f"no {', '.join(sorted(missing))}")
+    except (OSError, ValueError, TypeError) as error:  # no JSON is a ValueError
+        raise CheckpointMismatch(f"{folder / MODEL_FILE}: {_reason(error)}; {DAMAGED_COMMIT}") from None
+    return about
 
 
 def _open_shard(path: Path) -> Any:
     try:
         return safe_open(str(path), framework="pt")
     except (OSError, SafetensorError) as error:
-        raise CheckpointMismatch(f"{path}: {_reason(error)}; {REMEDY}") from None
+        raise CheckpointMismatch(f"{path}: {_reason(error)}; {DAMAGED_COMMIT}") from None
 
 
 def _reason(error: Exception) -> str:
@@ -150,15 +153,22 @@ class CheckpointReader:
         self.checked = set[int]()
 
     def check(self, rank: int) -> None:
-        """CheckpointMismatch when a shard is not what was written. Once a shard; older ones have no hash."""
+        """CheckpointMismatch when a shard is not what was written. Once a shard."""
         if rank in self.checked:
             return
         shard = self.folder / shard_name(rank, self.world_size)
         written = shard.with_suffix(HASH)
-        if written.exists() and (found := content_hash(shard)) != (expected := written.read_text().strip()):
-            raise CheckpointMismatch(
-                f"{shard}: changed since it was written (sha256 {found[:12]}, not {expected[:12]}); {REMEDY}"
-            )
+        try:
+            expected = written.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            if self.intervals[rank] is not None:  # older ones have no hash
+                raise CheckpointMismatch(f"{written}: {_reason(error)}; {DAMAGED_COMMIT}") from None
+        else:
+            if (found := content_hash(shard)) != expected:
+                hashes = f"sha256 {found[:12]}, not {expected[:12]}"
+                raise CheckpointMismatch(
+                    f"{shard}: changed since it was written ({hashes}); {DAMAGED_COMMIT}"
+                )
         self.checked.add(rank)
 
     def slice(self, kind: str, name: str, start: int, end: int) -> Tensor:
@@ -174,12 +184,14 @@ class CheckpointReader:
                     pieces.append(file.get_slice(f"{kind}/{name}")[first - low : last - low])
                 except SafetensorError as error:
                     shard = self.folder / shard_name(rank, self.world_size)
-                    raise CheckpointMismatch(f"{shard}: no {kind}/{name}: {error}; {REMEDY}") from None
+                    raise CheckpointMismatch(
+                        f"{shard}: no {kind}/{name}: {error}; {DAMAGED_COMMIT}"
+                    ) from None
         found = torch.cat(pieces) if pieces else torch.empty(0)
         if found.numel() != end - start:
             raise CheckpointMismatch(
                 f"{self.folder}: its shards hold {found.numel()} of the {end - start} values of "
-                f"{kind}/{name}; {REMEDY}"
+                f"{kind}/{name}; {DAMAGED_COMMIT}"
             )
         return found
 
