@@ -44,6 +44,7 @@ class Draw:
     loss_BL: Tensor
     levels: Levels
     layout: Layout
+    learned_BM: Tensor  # on the CPU: which of picture and sound a clip may teach; noise then decides where
     is_still: bool = False
     group_BL: Tensor | None = None  # of attention separation: 1 at t, 2 at s, 0 what all may see
     targets: dict[str, Target] = field(default_factory=dict[str, Any])
@@ -97,21 +98,30 @@ class Draw:
 
 
 def draw(
-    batch: LatentBatch, layout: Layout, cfg: SelfFlowConfig, rng: SampleRandom, levels: Levels | None = None
+    batch: LatentBatch,
+    layout: Layout,
+    cfg: SelfFlowConfig,
+    rng: SampleRandom,
+    levels: Levels | None = None,
+    *,
+    hidden: str = "",
 ) -> Draw:
     """Noise levels, noise and condition drop of a micro-batch, keyed by (seed, epoch, sample_id).
 
-    levels: for evaluation; then nothing is dropped and nothing hidden.
+    levels: for evaluation; then nothing is dropped, and hidden is only the modality that `hidden` names.
     """
     video, audio = layout.pack_video(batch.video.latents), layout.pack_audio(batch.audio.latents)
     text_BN, has_actions_BF = batch.text_BN, batch.actions_valid_BF
     seen = {"video": batch.video.valid_BT, "audio": batch.audio.valid_BT}
     apart = cfg.attention_separation and levels is None
     if levels is None:
-        levels = sample_levels(layout, cfg, rng, is_still=batch.is_still)
+        hidden = _hidden_modality(batch, cfg, rng.seed)
+    if hidden:
+        seen[hidden] = torch.zeros_like(seen[hidden])
+    learned_BM = _learned(batch, seen)
+    if levels is None:
+        levels = sample_levels(layout, cfg, rng, is_still=batch.is_still, learned_BM=learned_BM)
         text_BN, has_actions_BF = _without_some_conditions(text_BN, has_actions_BF, layout, cfg, rng)
-        if hidden := _hidden_modality(batch, cfg, rng.seed):
-            seen[hidden] = torch.zeros_like(seen[hidden])
     device = video.device
     levels = Levels(*(getattr(levels, f).to(device) for f in Levels.__dataclass_fields__))
     valid_BL = token_mask(layout, seen["video"], seen["audio"], text_BN)
@@ -128,10 +138,18 @@ def draw(
         loss_BL=levels.loss_BL & valid_BL & learnable_BL,
         levels=levels,
         layout=layout,
+        learned_BM=learned_BM,
         is_still=batch.is_still,
         group_BL=(levels.loss_BL.long() + levels.masked_BL.long()) if apart else None,
         targets=_targets(batch, layout) if cfg.rep == "repa" else {},
     )
+
+
+def _learned(batch: LatentBatch, seen: dict[str, Tensor]) -> Tensor:
+    """[B, M] whether a clip has steps that may be learned, by modality; on the CPU, where levels are
+    drawn."""
+    masks = {"video": batch.video.loss_mask_BT, "audio": batch.audio.loss_mask_BT}
+    return torch.stack([(seen[m] & masks[m]).any(1) for m in LEARNED], dim=-1).cpu()
 
 
 def _hidden_modality(batch: LatentBatch, cfg: SelfFlowConfig, seed: int) -> str:
@@ -144,6 +162,14 @@ def _hidden_modality(batch: LatentBatch, cfg: SelfFlowConfig, seed: int) -> str:
     if drawn < cfg.picture_alone:
         return "audio"
     return "video" if drawn < cfg.picture_alone + cfg.sound_alone else ""
+
+
+def never_together(cfg: SelfFlowConfig) -> list[str]:
+    """What is hidden in turn where picture and sound are never trained side by side; [""] where they are."""
+    alone = {"audio": cfg.picture_alone, "video": cfg.sound_alone}
+    if sum(alone.values()) < 1:
+        return [""]
+    return [hidden for hidden, share in alone.items() if share]
 
 
 def _without_some_conditions(

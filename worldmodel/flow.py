@@ -68,10 +68,19 @@ class Levels:
 
 
 def sample_levels(
-    layout: Layout, cfg: SelfFlowConfig, rng: SampleRandom, *, is_still: bool = False
+    layout: Layout,
+    cfg: SelfFlowConfig,
+    rng: SampleRandom,
+    *,
+    is_still: bool = False,
+    learned_BM: Tensor | None = None,
 ) -> Levels:
     """Row mode, then modalities tied or apart or one clean, then the token mask. t and s are i.i.d. and not
-    sorted, so that the marginal of every token stays p(t)."""
+    sorted, so that the marginal of every token stays p(t).
+
+    learned_BM: modalities from which each clip teaches something; None is both of all. One is clean for the
+    other's sake, so the only one never is.
+    """
     noise = cfg.noise
     row_B = rng.uniform("row", (1,))[:, 0]
     pair_B = rng.uniform("pair", (1,))[:, 0]
@@ -83,7 +92,9 @@ def sample_levels(
     )
     if not cfg.dual:
         s_BNM = t_BNM
-    given_BNM, given_t_BNM = _given_chunks(layout, noise, rng, row_B=row_B, pair_B=pair_B)
+    if learned_BM is None:
+        learned_BM = torch.ones(len(row_B), 2, dtype=torch.bool)
+    given_BNM, given_t_BNM = _given_chunks(layout, noise, rng, learned_BM, row_B=row_B, pair_B=pair_B)
     t_BNM, s_BNM = (torch.where(given_BNM, given_t_BNM, x) for x in (t_BNM, s_BNM))
     first_BL, first_t_B1 = _first_frames(layout, noise, rng)
 
@@ -162,7 +173,13 @@ def _plateau(mean: float, sigma: float) -> tuple[float, float, float]:
 
 
 def _given_chunks(
-    layout: Layout, noise: NoiseConfig, rng: SampleRandom, *, row_B: Tensor, pair_B: Tensor
+    layout: Layout,
+    noise: NoiseConfig,
+    rng: SampleRandom,
+    learned_BM: Tensor,
+    *,
+    row_B: Tensor,
+    pair_B: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """[B, N, M] what is seen and not learned, context or a clean modality, and its level."""
     num_chunks = layout.num_chunks
@@ -172,7 +189,8 @@ def _given_chunks(
         pair_B < noise.tied + noise.independent + half
     )
     clean_audio_B = pair_B >= noise.tied + noise.independent + half
-    clean_BNM = torch.stack([clean_video_B, clean_audio_B], dim=-1)[:, None, :].expand(-1, num_chunks, -1)
+    clean_BM = torch.stack([clean_video_B, clean_audio_B], dim=-1) & learned_BM.flip(1)
+    clean_BNM = clean_BM[:, None, :].expand(-1, num_chunks, -1)
     context_BN = (rng.uniform("context", (num_chunks,)) < noise.context_chunk) & history_B[:, None]
     # A row whose every chunk is context would teach nothing: its last chunk stays a target.
     context_BN[:, -1] &= ~context_BN.all(dim=1)

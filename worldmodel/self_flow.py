@@ -45,11 +45,12 @@ class Losses:
     by_level: Tensor
     is_still: bool = False
 
-    def objective(self, counts: Tensor, cfg: SelfFlowConfig) -> Tensor:
-        """Sum over modalities of weight * (flow + align_weight * align) / global count."""
+    def objective(self, divisors: Tensor, cfg: SelfFlowConfig) -> Tensor:
+        """Sum over modalities of weight * (flow + align_weight * align) / divisor, [video, audio]: the tokens
+        under loss of all ranks, or as `Signals.divisors` has them where not every micro-batch is of each."""
         pictures = cfg.image_weight if self.is_still else cfg.video_weight
         weight = torch.tensor([pictures, cfg.audio_weight], device=self.flow.device)
-        share = weight / counts.to(self.flow).clamp_min(1)
+        share = weight / divisors.to(self.flow).clamp_min(1)
         return (share * (self.flow + cfg.align_weight * self.align)).sum()
 
 

@@ -15,12 +15,14 @@ from ray_jobs.export import export_run, export_untrained
 from ray_jobs.model_fit import check_layout, init_lines
 from ray_jobs.preflight import check_given
 from ray_jobs.run_folder import RunFolder
+from ray_jobs.runtime_env import ROOT
 from ray_jobs.train import check_adapted
 from ray_jobs.train_worker import layout_of
 from tests.ray_jobs.test_cli_errors import complaint
 from tests.worldmodel.synthetic import open_model, stream_of, tiny_config
 from worldmodel.config import RunConfig
 from worldmodel.export import load_model, save_model
+from worldmodel.load_config import load_config
 from worldmodel.lora import LoraError, base_of
 from worldmodel.model_folder import WEIGHTS
 from worldmodel.pipeline import WorldModelPipeline
@@ -125,6 +127,21 @@ def test_a_lora_is_checked_before_anything_starts(lora_run, monkeypatch, tmp_pat
     data = lora_run.cfg.data.model_copy(update={"manifest": str(tmp_path)})
     with pytest.raises(UserError, match=r"train.lora needs peft, .* pip install 'worldmodel\[lora\]'"):
         check_given(lora_run.cfg.model_copy(update={"data": data}))
+
+
+def test_a_base_of_other_latents_is_named_and_no_lora_adapts_it():
+    path, given = ROOT / "configs" / "shipped" / "bounce.yaml", ["train.init=bounce", "data.manifest=clips"]
+    cfg = load_config(path, given)
+    assert not [line for line in init_lines(cfg, layout_of(cfg)) if "latents" in line]
+    other = load_config(path, [*given, "codec.video=pca-4x8x8-48"])
+    assert (
+        "its latents of video are those of patchconv-4x8x8-48, this run's are of pca-4x8x8-48: what they "
+        "mean has to be learned"
+    ) in init_lines(other, layout_of(other))
+    adapted = load_config(path, [*given, "codec.video=pca-4x8x8-48", "train.lora.rank=8"])
+    said = r"makes latents of patchconv-4x8x8-48, and .* codecs: set codec.video=patchconv-4x8x8-48"
+    with pytest.raises(UserError, match=said):
+        check_layout(adapted)
 
 
 def test_another_lora_is_another_config(lora_run):

@@ -29,7 +29,8 @@ from worldmodel.model.transformer import WorldTransformer
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import Losses, layers_of, participation_ratio, self_flow_losses
 from worldmodel.train.engine import PlainEngine, build_student
-from worldmodel.train.loop import Hooks, train
+from worldmodel.train.loop import Hooks, evaluate, train
+from worldmodel.train.metrics import Signals
 
 # B clips, L tokens, N chunks, M modalities, V tokens of a modality in a chunk, D width, K noise levels.
 
@@ -282,6 +283,71 @@ def test_some_micro_batches_are_trained_with_one_modality_alone_on_any_rank(layo
             shares[m] += not seen[m]
     assert shares["audio"] / 300 == pytest.approx(0.3, abs=0.08)
     assert shares["video"] / 300 == pytest.approx(0.2, abs=0.08)
+
+
+def test_a_step_of_many_micro_batches_weighs_kinds_as_steps_of_one_do(layout):
+    cfg = config_of(
+        rep="none", image_weight=0.3, video_weight=0.1, audio_weight=0.6, noise=PLAIN_ROWS.model_dump()
+    )
+    student, _ = networks(cfg, layout)
+    draws = []
+    for number, (kind, hidden) in enumerate(
+        [("joint", ""), ("still", "audio"), ("still", "audio"), ("film", "audio"), ("sound", "video")]
+    ):
+        batch = replace(make_batch(layout, number=number), is_still=kind == "still")
+        batch = without(batch, hidden) if hidden else batch
+        draws.append(draw(batch, layout, cfg.objective, SampleRandom(0, 0, (0, 1, 2, 3))))
+
+    def objective_of(step: list[Draw]) -> float:
+        signals, whole = Signals(), 0.0
+        signals.count(step)
+        for one in step:
+            losses = self_flow_losses(student, None, one, cfg.objective, cfg.model.depth)
+            divisors = signals.divisors(is_still=one.is_still)
+            whole += float(losses.objective(divisors, cfg.objective).detach())
+        return whole
+
+    alone = [objective_of([one]) for one in draws]
+    assert objective_of(draws) == pytest.approx(sum(alone) / len(draws), rel=1e-4)
+    joint = [draws[0], replace(draws[0])]
+    signals = Signals()
+    signals.count(joint)
+    assert torch.equal(signals.divisors(is_still=False), 2 * draws[0].counts())
+
+
+@pytest.mark.parametrize("hidden", ["audio", "video"])
+def test_a_clip_of_one_modality_always_teaches_something(layout, hidden):
+    batch = without(make_batch(layout, clips=200), hidden)
+    one = draw(batch, layout, SelfFlowConfig(), SampleRandom(0, 0, tuple(range(200))))
+    assert one.loss_BL.any(1).all()
+    assert not one.loss_mask(hidden).any()
+
+
+@pytest.mark.parametrize(
+    ("alone", "hidden", "seen"), [("picture", "audio", "video"), ("sound", "video", "audio")]
+)
+def test_what_is_never_trained_together_is_evaluated_apart(layout, alone, hidden, seen):
+    cfg = tiny_config(objective={f"{alone}_alone": 1.0})
+    batch, engine = make_batch(layout), PlainEngine(cfg, layout)
+    generator = torch.Generator().manual_seed(0)
+    for average in engine.ema.values():  # open its gates
+        average += 0.05 * torch.randn(average.shape, generator=generator)
+    row = evaluate(engine, [batch], cfg, layout)
+    assert f"eval_{seen}" in row
+    assert not [name for name in row if hidden in name]
+    assert row == evaluate(engine, [without(batch, hidden)], cfg, layout)
+    both = evaluate(engine, [batch], tiny_config(), layout)
+    assert both[f"eval_{seen}"] != row[f"eval_{seen}"]
+    turns = tiny_config(objective={"picture_alone": 0.5, "sound_alone": 0.5})
+    row |= {name: value for name, value in evaluate(engine, [batch], turns, layout).items() if hidden in name}
+    assert row == evaluate(engine, [batch], turns, layout)
+
+
+def without(batch: LatentBatch, modality: str) -> LatentBatch:
+    """The same clips, in which it was never there."""
+    latents = getattr(batch, modality)
+    nothing = torch.zeros_like(latents.valid_BT)
+    return replace(batch, **{modality: replace(latents, valid_BT=nothing, loss_mask_BT=nothing)})
 
 
 def test_conditions_are_dropped_together(layout):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
-from worldmodel.draw import draw
+from worldmodel.draw import draw, never_together
 from worldmodel.flops import step_flops
 from worldmodel.flow import MIN_DIVISOR, homogeneous_levels
 from worldmodel.gpus import peak_flops
@@ -88,8 +89,7 @@ def train(
         if engine.leads:
             previous.clips = sum(float((b.sample_ids_B >= 0).sum()) for b in batches)
             previous.quarantined = float(sum(why != FORGOTTEN for b in batches for why in b.reasons.values()))
-            counts = torch.stack([d.counts() for d in draws]).sum(0)
-            previous.count_video, previous.count_audio = counts.tolist()
+            previous.count(draws)
         total = Signals.from_tensor(engine.all_reduce(previous.to_tensor(engine.device)))
         if previous_row:
             _report(previous_row, total, previous_counts, cfg, engine, hooks)
@@ -113,7 +113,8 @@ def train(
         sums: list[Tensor] = []
         for one in draws:
             losses = self_flow_losses(engine.student, engine.teacher, one, cfg.objective, cfg.model.depth)
-            engine.backward(losses.objective(total.counts(), cfg.objective))
+            divisors = total.divisors(is_still=one.is_still)
+            engine.backward(losses.objective(divisors, cfg.objective))
             sums.append(loss_sums(losses, one))
         norm = engine.step(rate)
         engine.update_ema(ema_decay(step, cfg.optim.ema_target))
@@ -153,19 +154,20 @@ def train(
 @torch.no_grad()
 def evaluate(engine: Engine, batches: list[LatentBatch], cfg: RunConfig, layout: Layout) -> dict[str, float]:
     """Held-out velocity error of the EMA weights at homogeneous t, and with a clean half as history. The
-    training loss mixes noise levels, so it is not comparable between objectives; this is. Every rank brings
-    equally many batches."""
+    training loss mixes noise levels, so it is not comparable between objectives; this is. What was never
+    trained beside the other modality is evaluated without it, and what was not trained at all is not. Every
+    rank brings equally many batches."""
     cases = [(f"eval_{{}}_t{t:.1f}", t, False) for t in EVALUATED_T]
     cases.append(("eval_{}_history", 0.5, True))
     sums = torch.zeros(len(cases), 2, 2, dtype=torch.float64)
     quiet = cfg.objective.model_copy(update={"rep": "none", "loss_min_t": MIN_DIVISOR})
     engine.publish_average()
-    for batch in batches:
+    for batch, hidden in product(batches, never_together(cfg.objective)):
         rng, own = SampleRandom(cfg.seed, -1, _ids(batch)), _own(layout, batch)
         for i, (_, t, after_history) in enumerate(cases):
             context_chunks = own.num_chunks // 2 if after_history else 0
             levels = homogeneous_levels(own, batch.num_clips, t, context_chunks=context_chunks)
-            one = draw(batch.to(engine.device), own, quiet, rng, levels=levels)
+            one = draw(batch.to(engine.device), own, quiet, rng, levels=levels, hidden=hidden)
             losses = self_flow_losses(engine.teacher, None, one, quiet, cfg.model.depth)
             if after_history and not context_chunks:
                 continue  # a clip of one chunk has no history; the forward ran, for it is collective

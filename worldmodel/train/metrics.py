@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -20,11 +21,17 @@ BY_LEVEL = (len(LEARNED), LEVEL_BINS, 3)
 class Signals:
     """The one small all-reduce of a step: sums over ranks of everything that a collective decision needs.
 
-    counts and clips are of the step that begins; losses, tokens and times are of the step before.
+    counts, batches and clips are of the step that begins; losses, tokens and times are of the step before.
+    count_*: tokens under loss; batches_*: micro-batches with something to learn, whatever noise makes of it.
     """
 
-    count_video: float = 0.0
+    count_film: float = 0.0
+    count_still: float = 0.0
     count_audio: float = 0.0
+    batches_film: float = 0.0
+    batches_still: float = 0.0
+    batches_audio: float = 0.0
+    batches: float = 0.0
     stop: float = 0.0
     not_finite: float = 0.0
     clips: float = 0.0
@@ -62,8 +69,31 @@ class Signals:
         numbers, by_level = vector.cpu().split([len(fields(cls)) - 1, math.prod(BY_LEVEL)])
         return cls(*numbers.tolist(), by_level=by_level.view(BY_LEVEL))
 
+    def count(self, draws: Sequence[Draw]) -> None:
+        """Of the micro-batches of a step that begins."""
+        counts = torch.stack([one.counts() for one in draws]).tolist()  # waits for a GPU, once a step
+        for one, tokens in zip(draws, counts, strict=True):
+            learned = one.learned_BM.any(0).tolist()
+            for kind, number, is_there in zip(_kinds(one.is_still), tokens, learned, strict=True):
+                setattr(self, f"count_{kind}", getattr(self, f"count_{kind}") + number)
+                setattr(self, f"batches_{kind}", getattr(self, f"batches_{kind}") + is_there)
+            self.batches += any(learned)
+
     def counts(self) -> Tensor:
-        return torch.tensor([self.count_video, self.count_audio], dtype=torch.float64)
+        """[video, audio] tokens under loss of the step."""
+        return torch.tensor([self.count_film + self.count_still, self.count_audio], dtype=torch.float64)
+
+    def divisors(self, *, is_still: bool) -> Tensor:
+        """[video, audio]: what sums over tokens of one micro-batch are divided by. Where all micro-batches
+        have both, the tokens of the step.
+
+        A kind that one of four micro-batches has counts for a quarter, as it does on the average where a step
+        is one micro-batch: else how much it counts would depend on how many make a step.
+        """
+        kinds = _kinds(is_still)
+        tokens = torch.tensor([getattr(self, f"count_{k}") for k in kinds], dtype=torch.float64)
+        having = torch.tensor([getattr(self, f"batches_{k}") for k in kinds], dtype=torch.float64)
+        return tokens * (self.batches / having.clamp_min(1))
 
     def add_sums(self, sums: Tensor) -> None:
         """What `loss_sums` found, over all micro-batches of a step."""
@@ -72,6 +102,10 @@ class Signals:
         for part, values in zip(SUMMED, sums_S2.view(-1, 2).tolist(), strict=True):
             for modality, value in zip(LEARNED, values, strict=True):
                 setattr(self, f"{part}_{modality}", getattr(self, f"{part}_{modality}") + value)
+
+
+def _kinds(is_still: bool) -> tuple[str, str]:
+    return ("still" if is_still else "film"), "audio"
 
 
 SUMMED = ("flow", "align", "cosine", "std", "rank", "masked", "gap")
