@@ -7,11 +7,13 @@ import html
 import io
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.experiment.arms import ARMS, PLAIN, SELF_FLOW, Tier
+from benchmarks.experiment.paired import interval
 from benchmarks.experiment.readouts import BINS
-from benchmarks.experiment.summary import METRICS, PROBED_T, compared, statements, student_layer
+from benchmarks.experiment.summary import FOLLOWED, METRICS, PROBED_T, compared, statements, student_layer
 
 Result = dict[str, Any]
 COLORS = dict(
@@ -49,7 +51,9 @@ def page(
 ) -> str:
     """One self-contained HTML file."""
     said = "".join(f"<li>{html.escape(line)}</li>" for line in statements(tier, results))
-    tables = "".join(f"<h2>{html.escape(size)}</h2>{_table(arms)}" for size, arms in summary.items())
+    tables = "".join(
+        f"<h2>{html.escape(size)}</h2>{_table(arms)}{_followed(arms)}" for size, arms in summary.items()
+    )
     images = "".join(
         f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
         for name, png in pictures.items()
@@ -68,15 +72,37 @@ def _table(arms: dict[str, Any]) -> str:
     rows = []
     for arm in arms.values():
         cells = "".join(_cell(arm["metrics"][name]) for name in METRICS)
-        reached = ", ".join(
-            "never" if x is None else f"{x:.2f}" for x in arm["reaches_plain"]["flops_over_plain"]
-        )
-        rows.append(
-            f"<tr><td>{html.escape(arm['title'])}</td><td>{arm['n']}</td>{cells}<td>{reached}</td></tr>"
-        )
+        cells += "".join(_reached(arm["reaches_plain"][f"{unit}_over_plain"]) for unit in ("steps", "flops"))
+        rows.append(f"<tr><td>{html.escape(arm['title'])}</td><td>{arm['n']}</td>{cells}</tr>")
+    ends = "".join(f"<th>{unit} to flow matching's end, over its own</th>" for unit in ("steps", "FLOPs"))
     return (
-        f"<div class=wide><table><tr><th>arm</th><th>seeds</th>{head}"
-        f"<th>FLOPs to flow matching's end, over its own</th></tr>{''.join(rows)}</table></div>"
+        f"<div class=wide><table><tr><th>arm</th><th>seeds</th>{head}{ends}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _reached(parts: list[float | None]) -> str:
+    """A number a seed."""
+    return f"<td>{', '.join('never' if x is None else f'{x:.2f}' for x in parts)}</td>"
+
+
+def _followed(arms: dict[str, Any]) -> str:
+    """How near features are to what they follow at the end, and in how many directions that varies."""
+    rows = "".join(
+        f"<tr><td>{html.escape(arm['title'])}</td>"
+        + "".join(
+            f"<td>{', '.join(f'{value:.2f}' for value in arm['followed'][name])}</td>" for name in FOLLOWED
+        )
+        + "</tr>"
+        for arm in arms.values()
+        if arm["followed"]
+    )
+    if not rows:
+        return ""
+    return (
+        "<p>What features follow, at the end, a number a seed. A cosine above 0.95 so early leaves little to "
+        "follow, and a rank of 1 says that the features differ from each other along one direction.</p>"
+        "<table><tr><th>arm</th><th>cosine, picture</th><th>cosine, sound</th>"
+        f"<th>rank of the followed, picture</th><th>rank, sound</th></tr>{rows}</table>"
     )
 
 
@@ -155,18 +181,25 @@ def _differences(arms: dict[str, Any]) -> Figure:
 
 
 def _by_noise(results: list[Result], summary: dict[str, Any]) -> Figure:
-    """Error of Self-Flow over plain flow matching's of the same seed, by noise level."""
+    """Error of Self-Flow over plain flow matching's of the same seed, by noise level: the mean over seeds and
+    its 95 % interval."""
     figure = Figure(figsize=(4.4 * len(summary), 3.2), layout="constrained")
     axes = figure.subplots(1, len(summary), squeeze=False)
     for axis, size in zip(axes[0], summary, strict=True):
         ours, plain = compared(results, size, SELF_FLOW), compared(results, size, PLAIN)
         for modality, color in (("video", "#2f6fdb"), ("audio", "#e08a1e")):
-            for number, seed in enumerate(sorted(ours.keys() & plain.keys())):
-                pairs = zip(
-                    ours[seed]["error_by_t"][modality], plain[seed]["error_by_t"][modality], strict=True
-                )
-                label = {"video": "picture", "audio": "sound"}[modality] if number == 0 else None
-                axis.plot(BINS, [a / b for a, b in pairs], color=color, alpha=0.8, label=label)
+            ratios_SB = [
+                np.divide(ours[seed]["error_by_t"][modality], plain[seed]["error_by_t"][modality])
+                for seed in sorted(ours.keys() & plain.keys())
+            ]
+            if not ratios_SB:
+                continue
+            found = [interval(of_bin) for of_bin in np.transpose(ratios_SB)]
+            label = {"video": "picture", "audio": "sound"}[modality]
+            axis.plot(BINS, [one.mean for one in found], color=color, label=label)
+            if len(ratios_SB) > 1:
+                low, high = [one.low for one in found], [one.high for one in found]
+                axis.fill_between(BINS, low, high, color=color, alpha=0.2, linewidth=0)
         axis.axhline(1, color="#888", linewidth=0.8)
         axis.set_title(size)
         axis.set_xlabel("noise level t of every token")

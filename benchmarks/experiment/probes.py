@@ -1,7 +1,9 @@
 """Linear probes: what of the scene can be read off a layer's tokens by one matrix.
 
-Position and velocity of the bodies are read from a chunk's picture tokens, and so is which one sounded; its
-material from its sound tokens, also where it is silent. What each modality does not show comes by attention.
+Position and velocity of the bodies are read from a chunk's picture tokens, and so is what sounded: a material
+or nothing. Of several bodies that says which, where no two are alike; of a single one whether, and as what.
+The largest body's material is read from sound tokens, also where it is silent. What each modality does not
+show comes by attention.
 """
 
 from __future__ import annotations

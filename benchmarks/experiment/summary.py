@@ -15,7 +15,17 @@ Result = dict[str, Any]
 PROBED_T = "0.5"  # of the probes that are compared
 PAIRS = [(SELF_FLOW, other) for other in (PLAIN, "flow_matching_flops", "dual", "sra", "shuffled")]
 PAIRS += [(arm, PLAIN) for arm in ARMS if arm not in (PLAIN, SELF_FLOW)]
-CLAIMED = ("loss", "probe_position", "probe_velocity", "probe_sounded", "frechet_video", "position_error")
+CLAIMED = (
+    "loss",
+    "probe_position",
+    "probe_velocity",
+    "probe_material",
+    "probe_sounded",
+    "frechet_video",
+    "position_error",
+    "position_error_median",
+)
+FOLLOWED = ("cosine_video", "cosine_audio", "teacher_rank_video", "teacher_rank_audio")
 
 
 @dataclass(frozen=True)
@@ -46,18 +56,24 @@ METRICS = {
     "probe_position": Metric("probe: position, R²", False, _probe("position")),
     "probe_velocity": Metric("probe: velocity, R²", False, _probe("velocity")),
     "probe_material": Metric("probe: material, from sound tokens", False, _probe("material")),
-    "probe_sounded": Metric("probe: which body sounded, from picture tokens", False, _probe("sounded")),
+    "probe_sounded": Metric(
+        "probe: material that sounded or none, from picture tokens", False, _probe("sounded")
+    ),
     "frechet_video": Metric("Fréchet distance, picture", True, _in("rollouts", "frechet_video")),
     "frechet_audio": Metric("Fréchet distance, sound", True, _in("rollouts", "frechet_audio")),
     "position_error": Metric(
         "rollout: position error at 0.25 s, at most a frozen frame's", True, _in("rollouts", "position_error")
+    ),
+    "position_error_median": Metric(
+        "rollout: median position error at 0.25 s, unbounded", True, _in("rollouts", "position_error_median")
     ),
     "onset_f1_gain": Metric("rollout: onset F1 over another clip's", False, _in("rollouts", "onset_f1_gain")),
 }
 
 
 def summarise(tier: Tier, results: list[Result]) -> dict[str, Any]:
-    """{size: {arm: {title, n, metrics: {name: mean, low, high, minus_plain}, reaches_plain}}}."""
+    """{size: {arm: {title, n, metrics: {name: mean, low, high, minus_plain}, reaches_plain, followed}}}.
+    followed: of what features follow, at the end, a number a seed."""
     summary: dict[str, Any] = {}
     for size, arms in ((size.name, size.arms) for size in tier.sizes):
         by_arm = {arm: compared(results, size, arm) for arm in arms}
@@ -69,6 +85,9 @@ def summarise(tier: Tier, results: list[Result]) -> dict[str, Any]:
                 "n": len(runs),
                 "metrics": {name: _metric(metric, runs, plain, layer) for name, metric in METRICS.items()},
                 "reaches_plain": _reaches(runs, plain),
+                "followed": {name: [r["features"][name] for r in runs.values()] for name in FOLLOWED}
+                if all(r["features"]["cosine_video"] for r in runs.values())
+                else None,
             }
             for arm, runs in by_arm.items()
             if runs
