@@ -72,7 +72,7 @@ def test_the_promised_benchmarks_are_there() -> None:
     promised = {"demo", "zero3_parity", "resume", "render", "codecs", "learn", "stack", "shipped"}
     promised |= {"speech", "prompt_following", "actions", "env", "serve", "same_seed"}
     promised |= {"decode", "stream", "plan", "sync", "fuzz", "kill_data", "memory"}
-    promised |= {"mfu", "objective_cost", "zero3_memory", "dry_run"}
+    promised |= {"mfu", "objective_cost", "zero3_memory", "dry_run", "checkpoint", "objectives"}
     assert promised <= set(known_benchmarks())
 
 

@@ -26,6 +26,7 @@ from avtok.mux import write_clip
 from ray_jobs.cli import app
 from ray_jobs.cluster import connect, tasks_at_once
 from ray_jobs.errors import JobError, UserError
+from ray_jobs.export import load_exported
 from ray_jobs.lean_trainer import UNUSED, UNUSED_ON_ONE_NODE, LeanTrainer
 from ray_jobs.plan import Plan
 from ray_jobs.rollout import Prompt, RolloutActor, run_rollouts
@@ -43,6 +44,7 @@ from tests.ray_jobs.faulty_runs import (
     steps_of,
 )
 from worldmodel.config import RunConfig
+from worldmodel.pipeline import WorldModelPipeline
 from worldmodel.train.checkpoint import CheckpointReader, shard_name
 from worldmodel.worlds.bounce import BounceSettings, simulate
 
@@ -231,6 +233,21 @@ def test_a_finished_run_is_not_trained_again(whole, runs):
     again = run_training(runs.whole, command="pytest")
     assert (again.status, again.step, again.attempts) == ("finished", STEPS, 0)
     assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_lora_is_trained_by_the_same_job_and_exported_merged_and_apart(whole, runs, clips):
+    adapted = {"init": str(whole), "lora": {"rank": 2}, "steps": 4, "checkpoint_every": 2, "keep_best": False}
+    cfg = config(Path(runs.whole.storage), "lora", clips, train=adapted)
+    trained = run_training(cfg, command="pytest")
+    assert (trained.status, trained.step) == ("finished", 4)
+    export, base = trained.run / "export", load_exported(whole / "export").model.state_dict()
+    merged = load_exported(export).model.state_dict()
+    changed = [name for name, value in merged.items() if not torch.equal(value, base[name])]
+    assert changed
+    pipe = WorldModelPipeline.from_pretrained(whole)
+    pipe.load_lora(export)
+    assert all(torch.equal(value, merged[name]) for name, value in pipe.model.state_dict().items())
+    assert f"| LoRA | rank 2, on {whole} |" in (export / "README.md").read_text()
 
 
 def test_the_models_card_says_what_it_was_trained_on_and_how_good_it_is(whole):

@@ -67,7 +67,12 @@ def mounted(place: Path, size: str) -> Iterator[Path]:
 def test_a_full_disk_ends_the_job_in_words_keeps_the_commits_and_the_same_command_finishes_later(
     cluster, clips, small_disk
 ):
-    cfg = config(small_disk, "full", clips, train={"steps": 12, "checkpoint_every": 4, "evaluate_clips": 0})
+    cfg = config(
+        small_disk,
+        "full",
+        clips,
+        train={"steps": 12, "checkpoint_every": 4, "evaluate_clips": 0, "keep_best": False},
+    )
     with pytest.raises(
         JobError, match=r"full: the disk is full; make space and start the same command"
     ) as error:
@@ -93,7 +98,12 @@ def test_a_full_disk_ends_the_job_in_words_keeps_the_commits_and_the_same_comman
 def test_storage_that_fails_while_a_commit_is_written_ends_the_job_in_words_and_keeps_the_commits(
     cluster, clips, disk
 ):
-    cfg = config(disk, "failing", clips, train={"steps": 400, "checkpoint_every": 4, "evaluate_clips": 0})
+    cfg = config(
+        disk,
+        "failing",
+        clips,
+        train={"steps": 400, "checkpoint_every": 4, "evaluate_clips": 0, "keep_best": False},
+    )
     run = disk / "failing"
 
     def fail_once(stage: str, info: dict[str, Any]) -> None:

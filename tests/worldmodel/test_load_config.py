@@ -74,6 +74,13 @@ CASES = {
     "rollout:\n  prefix_s: 0.1\n": "a.yaml:2: rollout.prefix_s=0.1 is shorter than one chunk of 0.25 s",
     "objective:\n  noise:\n    history_rows: 0.9\n": "a.yaml:3: objective.noise.history_rows=0.9 and "
     "objective.noise.independent_rows=0.3 add up to more than 1",
+    "train:\n  keep_best: true\n  evaluate_clips: 0\n": "a.yaml:2: train.keep_best=true keeps the commit of "
+    "lowest held-out error, and train.evaluate_clips=0 measures none; set evaluate_clips to 1 or more",
+    "train:\n  steps: 500\n  keep_best: true\n": "a.yaml:3: train.keep_best=true chooses among commits at "
+    "evaluated steps, and with train.evaluate_every=250 and train.checkpoint_every=100 there is none before "
+    "the last of 500 steps; set train.evaluate_every=100",
+    "data:\n  held_out: 0\ntrain:\n  steps: 501\n  keep_best: true\n": "a.yaml:5: train.keep_best=true keeps "
+    "the commit of lowest held-out error, and data.held_out=0 holds nothing out; set data.held_out=0.1",
     "- 1\n": "a.yaml:1: a config is a mapping of keys, got list",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_committed(checkpoin
         run.go(with_nan(run.layout, step_of_nan))
     assert run.commits == [n for n in range(1, step_of_nan + 1) if n % checkpoint_every == 0]
     assert len(run.rows) == step_of_nan + 1  # the row shows it
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_overflows_behind_a_finite_loss_ends_the_run_and_is_never_committed(precision):
+    run, calls = Run(tiny_config(train={"checkpoint_every": 1, "precision": precision})), count()
+    weight = next(iter(run.engine.student.parameters()))
+    weight.register_hook(lambda gradient: gradient * (float("inf") if next(calls) >= 2 * 3 else 1))
+    said = r"step 3: the gradient is not finite; lower optim.lr \(now .*\) or optim.clip_norm"
+    with pytest.raises(TrainingDiverged, match=said):
+        run.go()  # two micro-batches a step
+    assert run.commits == [1, 2, 3]
+    assert torch.isfinite(torch.tensor(run.losses())).all()
 
 
 def test_nan_in_an_absent_clip_harms_nothing():
