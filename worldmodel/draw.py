@@ -69,10 +69,13 @@ class Draw:
         return torch.stack([self.of(self.loss_BL & self.levels.masked_BL, m).sum() for m in LEARNED]).double()
 
     def level_gaps(self) -> Tensor:
-        """Sum of t - min(t, s) or s - min(t, s) over tokens under loss, [video, audio]: how far the teacher
-        is ahead."""
+        """Sum over tokens under loss, [video, audio]."""
+        return torch.stack([(self.level_gap(m) * self.loss_mask(m)).sum() for m in LEARNED]).double()
+
+    def level_gap(self, modality: str) -> Tensor:
+        """[B, chunks, tokens] t - min(t, s) or s - min(t, s): how far the teacher is ahead."""
         gap_BL = self.levels.per_token(self.levels.student_BK - self.levels.cleaner_BK)
-        return torch.stack([(self.of(gap_BL, m) * self.loss_mask(m)).sum() for m in LEARNED]).double()
+        return self.of(gap_BL, modality)
 
     def tokens_at(
         self, table_BK: Tensor, *, apart: bool = False

@@ -26,6 +26,7 @@ from worldmodel.model.student import tokens_of
 
 Network = Callable[..., dict[str, Any]]
 LEVEL_BINS = 5  # of the noise levels at which losses are told apart
+LEVEL_SUMS = ("flow", "cosine", "masked", "gap", "count")
 RANK_TOKENS = 1024  # features from which the rank is estimated
 
 
@@ -33,8 +34,8 @@ RANK_TOKENS = 1024  # features from which the rank is estimated
 class Losses:
     """Sums over tokens under loss of each modality, [video, audio]: means need the count over all ranks.
 
-    by_level [2, LEVEL_BINS, 3]: flow, cosine and count at noise levels. target_rank: participation ratio of
-    what features follow, times the count.
+    by_level [2, LEVEL_BINS, LEVEL_SUMS]: at the noise levels of the student. target_rank: participation ratio
+    of what features follow, times the count.
     """
 
     flow: Tensor
@@ -104,7 +105,7 @@ def self_flow_losses(
     cosine = {m: torch.zeros_like(flow[m]) for m in LEARNED} if aligned is None else aligned.cosine
     sums = torch.stack([flow[m].sum() for m in LEARNED])
     counts = batch.counts().to(sums)
-    by_level = torch.stack([_by_level(flow[m], cosine[m], t[m], batch.loss_mask(m)) for m in LEARNED])
+    by_level = torch.stack([_by_level(batch, m, flow[m], cosine[m], t[m]) for m in LEARNED])
     if aligned is None:
         zero = torch.zeros_like(sums)
         return Losses(sums, zero, zero, zero, zero, by_level, batch.is_still)
@@ -218,12 +219,14 @@ def _velocities(
 
 
 @torch.no_grad()
-def _by_level(flow: Tensor, cosine: Tensor, t: Tensor, mask: Tensor) -> Tensor:
-    """[LEVEL_BINS, 3]: sums of flow and cosine, and how many tokens, by noise level."""
+def _by_level(batch: Draw, modality: str, flow: Tensor, cosine: Tensor, t: Tensor) -> Tensor:
+    """[LEVEL_BINS, LEVEL_SUMS] over tokens under loss, by noise level."""
     bins = (t[..., 0] * LEVEL_BINS).long().clamp_max(LEVEL_BINS - 1)
+    mask = batch.loss_mask(modality)
     which = F.one_hot(bins, LEVEL_BINS).flatten(0, -2).float() * mask.flatten()[:, None]
-    values = torch.stack([flow.flatten(), cosine.flatten(), torch.ones_like(flow).flatten()], dim=-1)
-    return which.T @ values.float()
+    masked = batch.of(batch.levels.masked_BL, modality)
+    values = (flow, cosine, masked, batch.level_gap(modality), torch.ones_like(flow))
+    return which.T @ torch.stack([value.flatten().float() for value in values], dim=-1)
 
 
 def _flow(batch: Draw, output: Tensor, x_t: Tensor, t: Tensor, modality: str, cfg: SelfFlowConfig) -> Tensor:

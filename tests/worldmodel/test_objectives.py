@@ -266,7 +266,7 @@ def test_stills_have_levels_masks_and_a_weight_of_their_own(layout, batch):
     )
     assert t_still > 0.9 > t_clip
     ones, zeros = torch.ones(2), torch.zeros(2)
-    losses = Losses(ones, zeros, zeros, zeros, zeros, torch.zeros(2, 5, 3), is_still=True)
+    losses = Losses(ones, zeros, zeros, zeros, zeros, torch.zeros(2, 5, 5), is_still=True)
     assert float(losses.objective(ones, cfg)) == 3.0 + 1.0
 
 
@@ -373,11 +373,14 @@ def test_losses_by_noise_level_add_up_to_the_whole(layout, batch):
     losses, _, one = losses_of(config_of(noise=PLAIN_ROWS.model_dump()), layout, batch)
     torch.testing.assert_close(losses.by_level[:, :, 0].sum(1), losses.flow.detach())
     torch.testing.assert_close(losses.by_level[:, :, 1].sum(1), losses.cosine)
-    assert torch.equal(losses.by_level[:, :, 2].sum(1).double(), one.counts())
+    torch.testing.assert_close(losses.by_level[:, :, 2].sum(1).double(), one.masked_counts())
+    torch.testing.assert_close(losses.by_level[:, :, 3].sum(1).double(), one.level_gaps(), rtol=1e-5, atol=0)
+    assert torch.equal(losses.by_level[:, :, 4].sum(1).double(), one.counts())
+    assert (losses.by_level[:, :, 2:4] > 0).any(1).all()
     is_audio_L = layout.modality_L == AUDIO
     t = one.levels.per_token(one.levels.student_BK)[:, is_audio_L]
     in_second = (t >= 0.2) & (t < 0.4) & one.loss_BL[:, is_audio_L]
-    assert int(losses.by_level[1, 1, 2]) == int(in_second.sum())
+    assert int(losses.by_level[1, 1, 4]) == int(in_second.sum())
 
 
 # As published ----------------------------------------------------------------------------------------------

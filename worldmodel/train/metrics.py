@@ -11,10 +11,10 @@ from torch import Tensor
 
 from worldmodel.draw import Draw
 from worldmodel.layout import LEARNED
-from worldmodel.self_flow import LEVEL_BINS, Losses
+from worldmodel.self_flow import LEVEL_BINS, LEVEL_SUMS, Losses
 from worldmodel.train.gradient_norms import PARTS
 
-BY_LEVEL = (len(LEARNED), LEVEL_BINS, 3)
+BY_LEVEL = (len(LEARNED), LEVEL_BINS, len(LEVEL_SUMS))
 
 
 @dataclass
@@ -161,12 +161,13 @@ def step_row(
 
 
 def _by_level(sums: Tensor) -> dict[str, float]:
-    """Loss and cosine of each modality between noise levels, such as loss_video_t0.2_0.4."""
+    """Means of each modality between noise levels, such as loss_video_t0.2_0.4."""
+    named = {"flow": "loss", "masked": "mask_share", "gap": "level_gap"}
     row = {}
     for m, modality in enumerate(LEARNED):
-        for bin_, (flow, cosine, count) in enumerate(sums[m].tolist()):
+        for bin_, (*values, count) in enumerate(sums[m].tolist()):
+            between = f"{modality}_t{bin_ / LEVEL_BINS:.1f}_{(bin_ + 1) / LEVEL_BINS:.1f}"
             if count:
-                between = f"{modality}_t{bin_ / LEVEL_BINS:.1f}_{(bin_ + 1) / LEVEL_BINS:.1f}"
-                row[f"loss_{between}"] = flow / count
-                row[f"cosine_{between}"] = cosine / count
+                for name, value in zip(LEVEL_SUMS, values, strict=False):
+                    row[f"{named.get(name, name)}_{between}"] = value / count
     return row
