@@ -131,7 +131,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(case.ranks)]
     cfg = case.config
     layout = _layout(cfg)
-    predicted = sizes(cfg, layout, build_on_meta(cfg, layout))
+    predicted = sizes(cfg, build_on_meta(cfg, layout))
     measured = max(rank["peak"] for rank in ranks)
     return {
         "preset": case.preset,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from avtok.load import codec_spec
 from worldmodel.config import RunConfig
+
+if TYPE_CHECKING:  # imports torch, which a plan without a budget does not need
+    from worldmodel.layout import Layout
 
 # N rows of a manifest, K candidates.
 
@@ -24,6 +27,19 @@ class Bucket:
     clip_s: float
     size: tuple[int, int]
     batch_clips: int
+
+    def __str__(self) -> str:
+        """Its micro-batch, for people."""
+        many, at = "s"[: self.batch_clips != 1], f"{self.size[0]}x{self.size[1]}"
+        if self.kind == "still":
+            return f"{self.batch_clips} still{many} at {at}"
+        what = "of sound alone" if self.kind == "sound" else f"at {at}"
+        return f"{self.batch_clips} clip{many} of {self.clip_s} s {what}"
+
+    def fits_into(self, other: Bucket) -> bool:
+        """Whether a micro-batch of the other has no fewer clips, seconds and pixels."""
+        own, theirs = ((b.batch_clips, b.clip_s, b.size[0] * b.size[1]) for b in (self, other))
+        return all(n <= most for n, most in zip(own, theirs, strict=True))
 
 
 def buckets_of(cfg: RunConfig) -> tuple[Bucket, ...]:
@@ -41,6 +57,20 @@ def buckets_of(cfg: RunConfig) -> tuple[Bucket, ...]:
     return tuple(found)
 
 
+def largest_buckets(cfg: RunConfig) -> tuple[Bucket, ...]:
+    """Those that a worker has to be large enough for: each fits into one of them, of equal ones the first."""
+    kept: list[Bucket] = []
+    for bucket in buckets_of(cfg):
+        if not any(bucket.fits_into(other) for other in kept):
+            kept = [other for other in kept if not other.fits_into(bucket)] + [bucket]
+    return tuple(kept)
+
+
+def shapes_differ(cfg: RunConfig) -> bool:
+    """Whether it has to be told which micro-batch is the largest: else it is that of data.clip_s."""
+    return bool(cfg.data.buckets or cfg.data.batch_tokens)
+
+
 def _bucket(cfg: RunConfig, kind: Kind, clip_s: float, size: tuple[int, int]) -> Bucket:
     shape = f"{clip_s:g}s-{size[0]}x{size[1]}-{cfg.data.fps}fps"
     name = {"picture": shape, "sound": f"{clip_s:g}s-sound", "still": f"still-{size[0]}x{size[1]}"}[kind]
@@ -52,11 +82,16 @@ def _bucket(cfg: RunConfig, kind: Kind, clip_s: float, size: tuple[int, int]) ->
 
 def clip_tokens(cfg: RunConfig, clip_s: float, size: tuple[int, int]) -> int:
     """Tokens of one clip in the model's sequence."""
-    from worldmodel.layout import Layout  # imports torch, which a plan without a budget does not need
+    return layout_of(cfg, clip_s, size).length
+
+
+def layout_of(cfg: RunConfig, clip_s: float, size: tuple[int, int]) -> Layout:
+    """Of clips of a bucket. ValueError where codec, patch and size do not divide."""
+    from worldmodel.layout import Layout
 
     data = cfg.data.model_copy(update={"clip_s": clip_s, "size": size})
     shaped = cfg.model_copy(update={"data": data})
-    return Layout.from_specs(shaped, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio)).length
+    return Layout.from_specs(shaped, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
 
 
 def _smallest_size(cfg: RunConfig) -> tuple[int, int]:

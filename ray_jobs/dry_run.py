@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from avtok.decode import ClipError, probe
 from avtok.load import codec_spec
-from ray_jobs.buckets import buckets_of
+from ray_jobs.buckets import Bucket, buckets_of, largest_buckets, layout_of, shapes_differ
 from ray_jobs.cli_output import answer
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.declared_cluster import Cluster, declared_cluster
@@ -64,16 +64,17 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
         raise UserError(str(error)) from None
     parts = parameters_by_part(student)
     on_gpu = cfg.train.device == "cuda" or (cfg.train.device == "auto" and cluster.has_gpus)
-    memory = sizes(cfg, layout, student, on_gpu=on_gpu)
+    memory = sizes(cfg, student, on_gpu=on_gpu)
     refuse_what_cannot_fit(cfg, cluster, on_gpu=on_gpu, memory=memory)
-    batch_clips = buckets_of(cfg)[0].batch_clips  # others hold as many tokens, where data.batch_tokens is set
+    costly, flops = _most_costly(cfg)
+    layout, batch_clips = layout_of(cfg, costly.clip_s, costly.size), costly.batch_clips
     clips = cfg.train.micro_batches * batch_clips
     takes = step_time(cfg, layout, cluster, Counts.of(student, cfg.train.workers), batch_clips)
-    flops = step_flops(cfg, layout, batch_clips).total
     plain = cfg.model_copy(update={"objective": cfg.objective.model_copy(update={"rep": "none"})})
     return {
         "name": cfg.name,
         "begins_from": begins_from,
+        "reckoned": _reckoned(cfg, memory.bucket, costly),
         "parameters": {"total": sum(parts.values()), **parts},
         "tokens": {
             "clip": layout.length,
@@ -112,6 +113,25 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
         "seconds": takes.as_facts(cfg, cluster) if takes else None,
         "estimates": list(ESTIMATES),
     }
+
+
+def _most_costly(cfg: RunConfig) -> tuple[Bucket, float]:
+    """The bucket whose micro-batch computes most, and its FLOPs. Smaller micro-batches take less."""
+    flops = {
+        bucket: step_flops(cfg, layout_of(cfg, bucket.clip_s, bucket.size), bucket.batch_clips).total
+        for bucket in largest_buckets(cfg)
+    }
+    costly = max(flops, key=flops.__getitem__)
+    return costly, flops[costly]
+
+
+def _reckoned(cfg: RunConfig, largest: Bucket, costly: Bucket) -> str:
+    """Which of several micro-batches the numbers are of; empty where there is one."""
+    if not shapes_differ(cfg):
+        return ""
+    if largest == costly:
+        return f"reckoned with its largest micro-batch: {largest}"
+    return f"reckoned with its largest micro-batches: memory of {largest}, tokens and time of {costly}"
 
 
 def answer_dry_run(cfg: RunConfig, cluster: str | None, as_json: bool) -> None:
@@ -175,6 +195,7 @@ def describe(facts: dict[str, Any]) -> str:
     return "\n".join(
         [
             *facts["begins_from"],
+            *([facts["reckoned"]] if facts["reckoned"] else []),
             f"parameters: {_count(facts['parameters']['total'])}",
             *parts,
             f"tokens: {tokens['clip']} a clip, {tokens['micro_batch']} a micro-batch, "
@@ -206,6 +227,8 @@ def _layout(cfg: RunConfig) -> Layout:
     try:
         video, audio = codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio)
         check_codecs(video, audio, cfg.data)
+        for bucket in largest_buckets(cfg):  # their sizes have to divide too
+            layout_of(cfg, bucket.clip_s, bucket.size)
         return Layout.from_specs(cfg, video, audio)
     except ValueError as error:
         raise UserError(str(error)) from None

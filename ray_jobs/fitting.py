@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from avtok.load import codec_spec
-from ray_jobs.buckets import buckets_of
+from ray_jobs.buckets import clip_tokens, largest_buckets, shapes_differ
 from ray_jobs.declared_cluster import Cluster
 from ray_jobs.errors import UserError
 from ray_jobs.model_cost import build_on_meta
@@ -74,9 +74,10 @@ def refuse_what_cannot_fit(cfg: RunConfig, cluster: Cluster, *, on_gpu: bool, me
         after = next(n for n in needs(fitting, cluster, on_gpu=on_gpu) if n.memory == worst.memory)
         settings = " ".join(f"--set {name}={_written(value)}" for name, value in changes.items())
         remedy = f"use {settings}: {after.gb:.3g} GB"
+    which = f" for {memory.bucket}" if shapes_differ(cfg) else ""
     raise UserError(
-        f"a worker needs {worst.gb:.3g} GB of {worst.memory} memory ({worst.why}), but the cluster has "
-        f"{worst.limit_gb:g} GB; {remedy}"
+        f"a worker needs {worst.gb:.3g} GB of {worst.memory} memory{which} ({worst.why}), but the cluster "
+        f"has {worst.limit_gb:g} GB; {remedy}"
     )
 
 
@@ -169,7 +170,7 @@ def memory_of(cfg: RunConfig, *, on_gpu: bool) -> WorkerMemory:
 def _memory_of(config: str, on_gpu: bool) -> WorkerMemory:
     cfg = RunConfig.model_validate_json(config)
     layout = Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
-    return sizes(cfg, layout, build_on_meta(cfg, layout), on_gpu=on_gpu)
+    return sizes(cfg, build_on_meta(cfg, layout), on_gpu=on_gpu)
 
 
 def _in_shards(cfg: RunConfig, cluster: Cluster) -> Iterator[Changes]:
@@ -188,8 +189,9 @@ def _by_block(cfg: RunConfig, cluster: Cluster) -> Iterator[Changes]:
 
 
 def _fewer_clips(cfg: RunConfig, cluster: Cluster) -> Iterator[Changes]:
-    """At once, with as many in a step."""
-    clips, tokens = buckets_of(cfg)[0].batch_clips, cfg.data.batch_tokens
+    """At once, with as many in a step: parts of the micro-batch with most tokens."""
+    buckets, tokens = largest_buckets(cfg), cfg.data.batch_tokens
+    clips = max(buckets, key=lambda b: b.batch_clips * clip_tokens(cfg, b.clip_s, b.size)).batch_clips
     for parts in range(2, clips + 1):
         if clips % parts == 0:
             fewer = {"data.batch_clips": clips // parts}

@@ -51,7 +51,8 @@ def parameters_by_part(student: SelfFlowStudent) -> dict[str, int]:
 
 
 def flops_per_step(cfg: RunConfig, layout: Layout, student: SelfFlowStudent) -> float:
-    """Matrix products of one global step of all workers: student both ways, and the teacher's forward."""
+    """Matrix products of one global step of all workers: student both ways, and the teacher's forward. Of
+    micro-batches of data.clip_s and data.size."""
     with FlopCounterMode(display=False) as counter:
         out = _forward(cfg, layout, student)
         torch.stack([values.sum() for values in out.values() if isinstance(values, Tensor)]).sum().backward()

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from ray_jobs.buckets import buckets_of
 from ray_jobs.plan import Plan, Sample
 from ray_jobs.run_folder import RunFolder
 from worldmodel.config import RunConfig
@@ -82,7 +83,7 @@ def demand(cfg: RunConfig, *, flops_per_step: float = 0.0, rows: Sequence[dict[s
     rows: of metrics.jsonl, of a run that is resumed.
     """
     busy_s = [row["step_s"] * (1 - row["stall_fraction"]) for row in rows if "loss" in row][WARM_ROWS:]
-    clips = cfg.train.micro_batches * cfg.data.batch_clips
+    clips = cfg.train.micro_batches * buckets_of(cfg)[0].batch_clips  # whose FLOPs they are
     if busy_s:
         return clips / median(busy_s)
     rate = GPU_FLOPS if _is_on_gpu(cfg) else CORE_FLOPS * cfg.train.threads

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ray_jobs.buckets import buckets_of
 from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.config import RunConfig, TargetConfig
 from worldmodel.draw import draw
@@ -41,13 +40,16 @@ class StepMemory:
     passing: int
 
 
-def step_memory(cfg: RunConfig, layout: Layout, student: SelfFlowStudent, *, on_gpu: bool) -> StepMemory:
-    """student: on the meta device, in the precision that it runs in. Its weights and their gradients are not
+def step_memory(
+    cfg: RunConfig, layout: Layout, student: SelfFlowStudent, batch_clips: int, *, on_gpu: bool
+) -> StepMemory:
+    """Of a micro-batch of batch_clips clips of that layout, which need not be the student's own.
+
+    student: on the meta device, in the precision that it runs in. Its weights and their gradients are not
     counted, except the gradient that is being made."""
-    bucket = buckets_of(cfg)[0]
     objective = cfg.objective.model_copy(update={"picture_alone": 0.0, "sound_alone": 0.0})
-    batch = empty_batch(layout, bucket.batch_clips, cfg.data.targets if objective.rep == "repa" else ())
-    one = draw(batch, layout, objective, _NoNoise(0, 0, tuple(range(bucket.batch_clips))))
+    batch = empty_batch(layout, batch_clips, cfg.data.targets if objective.rep == "repa" else ())
+    one = draw(batch, layout, objective, _NoNoise(0, 0, tuple(range(batch_clips))))
     student.transformer.recompute = cfg.train.recompute
     _make_what_is_kept(cfg, layout)
     trained = [p for p in student.parameters() if p.requires_grad]

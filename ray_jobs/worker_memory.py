@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+from ray_jobs.buckets import Bucket, largest_buckets, layout_of
 from ray_jobs.state_memory import FP32, Counts, state_bytes, stored_bytes
 from ray_jobs.step_memory import step_memory
 from worldmodel.config import RunConfig
-from worldmodel.layout import Layout
 from worldmodel.model.student import SelfFlowStudent
 
 # W ranks.
@@ -56,6 +56,7 @@ class WorkerMemory:
     snapshot: int
     host: int
     checkpoint: int  # on disk, of all workers together
+    bucket: Bucket  # of the micro-batches that need all this
 
     @property
     def held(self) -> int:
@@ -85,14 +86,20 @@ class WorkerMemory:
 
     def as_facts(self) -> dict[str, int | str | dict[str, int]]:
         facts = asdict(self)
-        del facts["checkpoint"]
+        del facts["checkpoint"], facts["bucket"]
         return facts | {"total": self.peak, "worst_at": self.worst, "moments": self.moments}
 
 
-def sizes(cfg: RunConfig, layout: Layout, student: SelfFlowStudent, *, on_gpu: bool = False) -> WorkerMemory:
-    """student: on the meta device, in the precision that it runs in."""
-    count = Counts.of(student, cfg.train.workers)
-    step = step_memory(cfg, layout, student, on_gpu=on_gpu)
+def sizes(cfg: RunConfig, student: SelfFlowStudent, *, on_gpu: bool = False) -> WorkerMemory:
+    """With micro-batches of the bucket that needs most. student: on the meta device, in the precision that it
+    runs in."""
+    found = [_sizes(cfg, bucket, student, on_gpu=on_gpu) for bucket in largest_buckets(cfg)]
+    return max(found, key=lambda memory: memory.peak)
+
+
+def _sizes(cfg: RunConfig, bucket: Bucket, student: SelfFlowStudent, *, on_gpu: bool) -> WorkerMemory:
+    count, layout = Counts.of(student, cfg.train.workers), layout_of(cfg, bucket.clip_s, bucket.size)
+    step = step_memory(cfg, layout, student, bucket.batch_clips, on_gpu=on_gpu)
     micro_batches = math.ceil(cfg.train.micro_batches * cfg.train.sequence_parallel / cfg.train.workers)
     state, stored = state_bytes(cfg, count, micro_batches), stored_bytes(count)
     drawn_whole = count.whole * FP32  # the weights as they were drawn, whole on each rank
@@ -112,4 +119,5 @@ def sizes(cfg: RunConfig, layout: Layout, student: SelfFlowStudent, *, on_gpu: b
         # Built, copied to be written, and where it is offloaded kept there.
         host=max(drawn_whole, stored) + elsewhere if on_gpu else 0,
         checkpoint=(count.trained * 3 + count.averaged) * FP32,
+        bucket=bucket,
     )

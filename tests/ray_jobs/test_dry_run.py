@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from avtok.load import codec_spec
+from ray_jobs.declared_cluster import Cluster
 from ray_jobs.dry_run import describe, describe_data, dry_run
 from ray_jobs.errors import UserError
 from ray_jobs.model_cost import build_on_meta, flops_per_step
@@ -72,7 +73,7 @@ def test_each_stage_holds_what_the_page_says(stage: int, of_each_worker: int, sh
     found = {}
     for workers in (1, 4):
         cfg = config(train={"workers": workers, "zero_stage": stage, "micro_batches": 4, "device": "cpu"})
-        found[workers] = sizes(cfg, layout_of(cfg), build_on_meta(cfg, layout_of(cfg)))
+        found[workers] = sizes(cfg, build_on_meta(cfg, layout_of(cfg)))
     numel = found[1].optimizer / 12
     for workers, memory in found.items():
         state = memory.weights + memory.optimizer + memory.gradients + memory.teacher
@@ -81,7 +82,7 @@ def test_each_stage_holds_what_the_page_says(stage: int, of_each_worker: int, sh
 
 def test_an_optimizer_in_the_machine_s_memory_leaves_the_gpu_its_weights():
     kept, moved = (
-        sizes(cfg, layout_of(cfg), build_on_meta(cfg, layout_of(cfg)), on_gpu=True)
+        sizes(cfg, build_on_meta(cfg, layout_of(cfg)), on_gpu=True)
         for cfg in (config(train={"workers": 4, "offload_optimizer": off}) for off in (False, True))
     )
     numel = kept.optimizer / 12
@@ -92,7 +93,7 @@ def test_an_optimizer_in_the_machine_s_memory_leaves_the_gpu_its_weights():
 def test_a_lora_has_state_and_commits_for_its_adapters_alone():
     changes = {"workers": 2, "device": "cpu", "init": "bounce"}
     whole, adapted = (
-        sizes(cfg, layout_of(cfg), build_on_meta(cfg, layout_of(cfg)))
+        sizes(cfg, build_on_meta(cfg, layout_of(cfg)))
         for cfg in (config(train=changes | {"lora": lora}) for lora in (None, {"rank": 4}))
     )
     assert adapted.weights > whole.weights  # the base, and what is added
@@ -116,7 +117,7 @@ def test_weights_and_state_are_those_of_a_real_engine():
     cfg = config(train={"workers": 1, "device": "cpu", "gather": "step"})
     layout = layout_of(cfg)
     engine = PlainEngine(cfg, layout, device=torch.device("cpu"))
-    found = sizes(cfg, layout, build_on_meta(cfg, layout))
+    found = sizes(cfg, build_on_meta(cfg, layout))
 
     def held(tensors) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -132,7 +133,7 @@ def test_weights_and_state_are_those_of_a_real_engine():
 
 def test_zero3_shares_state_and_gathers_by_block_or_by_step():
     whole, by_step, by_block = (
-        sizes(cfg, layout_of(cfg), build_on_meta(cfg, layout_of(cfg)))
+        sizes(cfg, build_on_meta(cfg, layout_of(cfg)))
         for cfg in (
             config(train={"workers": workers, "gather": gather, "device": "cpu"})
             for workers, gather in ((1, "step"), (4, "step"), (4, "block"))
@@ -160,7 +161,7 @@ def test_activations_are_within_a_tenth_of_what_a_real_step_keeps(precision: str
         kept = live.now
         if precision == "fp32":  # many processors take a minute for it in bf16
             losses.objective(one.counts(), cfg.objective).backward()
-    found = step_memory(cfg, layout, build_on_meta(cfg, layout), on_gpu=False)
+    found = step_memory(cfg, layout, build_on_meta(cfg, layout), 2, on_gpu=False)
     assert found.kept == pytest.approx(kept, rel=0.1)
     assert found.kept + found.passing == pytest.approx(live.peak, rel=0.1)
 
@@ -170,10 +171,10 @@ def test_on_a_gpu_attention_keeps_no_weights_not_even_when_it_is_computed_again(
     many_heads = {"depth": 2, "width": 96, "head_dim": 8, "text_tokens": 512}
     cfg = config(model=many_heads, train={"device": "cuda", "recompute": recompute})
     layout = layout_of(cfg)
-    found = step_memory(cfg, layout, build_on_meta(cfg, layout), on_gpu=True)
+    found = step_memory(cfg, layout, build_on_meta(cfg, layout), 2, on_gpu=True)
     weights = 2 * 12 * layout.length**2 * 2  # of one block: clips, heads, tokens squared, bytes
     assert found.passing + found.kept / 2 < weights
-    on_cpu = step_memory(cfg, layout, build_on_meta(cfg, layout), on_gpu=False)
+    on_cpu = step_memory(cfg, layout, build_on_meta(cfg, layout), 2, on_gpu=False)
     assert on_cpu.passing + on_cpu.kept > weights
 
 
@@ -261,6 +262,33 @@ def test_clips_are_counted_as_the_plan_cuts_them(manifest: Path, clip_folder: Pa
     assert abs(describe_data(folder)["clips"] - plan.num_samples) <= 1  # the silent one is only found later
     with pytest.raises(UserError, match="no such file or folder"):
         dry_run(cfg.model_copy(update={"data": cfg.data.model_copy(update={"manifest": "/nowhere"})}))
+
+
+def test_the_largest_bucket_decides_what_a_worker_needs():
+    large, small = {"clip_s": 2.0, "size": [256, 256]}, {"clip_s": 1.0, "size": [64, 64]}
+    bucketed, plain = (
+        dry_run(config(data={"batch_clips": 2, **data}))
+        for data in ({"buckets": [large, small]}, {"size": [256, 256]})
+    )
+    for topic in ("worker_bytes", "seconds", "tokens"):
+        assert bucketed[topic] == plain[topic], topic
+    assert bucketed["train"]["flops_per_step"] == plain["train"]["flops_per_step"]
+    assert "\nreckoned with its largest micro-batch: 2 clips of 2.0 s at 256x256\n" in "\n" + describe(
+        bucketed
+    )
+    assert "reckoned" not in describe(plain)
+    with pytest.raises(UserError, match=r"for 2 clips of 2\.0 s at 256x256"):
+        dry_run(config(data={"batch_clips": 2, "buckets": [large]}), Cluster(cpu_memory_gb=1.5))
+
+
+def test_a_bucket_larger_than_the_budget_of_tokens_still_holds_one_clip():
+    budget = {"batch_tokens": 400, "buckets": [{"clip_s": 2.0, "size": [256, 256]}]}
+    found = dry_run(config(data=budget))
+    alone = dry_run(config(data={"batch_clips": 1, "size": [256, 256]}))
+    assert found["worker_bytes"] == alone["worker_bytes"]
+    assert "micro-batch: 1 clip of 2.0 s at 256x256" in describe(found)
+    with pytest.raises(UserError, match="does not divide the latent grid"):
+        dry_run(config(data={"buckets": [{"clip_s": 2.0, "size": [72, 72]}]}))
 
 
 def test_what_does_not_divide_is_refused_in_words(tmp_path: Path):
