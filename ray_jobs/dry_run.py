@@ -16,7 +16,7 @@ from ray_jobs.cli_output import answer
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.declared_cluster import Cluster, declared_cluster
 from ray_jobs.errors import UserError
-from ray_jobs.fitting import GB, needs, refuse_what_cannot_fit
+from ray_jobs.fitting import GB, needs, refuse_too_many_workers, refuse_what_cannot_fit
 from ray_jobs.model_cost import build_on_meta, parameters_by_part
 from ray_jobs.model_fit import init_lines
 from ray_jobs.models import check_lora
@@ -55,6 +55,7 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
     """Facts by topic; bytes and counts are whole numbers. UserError for what does not divide, or does not fit
     the workers of a declared cluster."""
     cluster = cluster or Cluster()
+    refuse_too_many_workers(cfg, cluster)
     check_lora(cfg.train.lora)
     layout = _layout(cfg)
     try:

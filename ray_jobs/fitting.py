@@ -62,6 +62,18 @@ class Need:
         return self.gb <= self.limit_gb
 
 
+def refuse_too_many_workers(cfg: RunConfig, cluster: Cluster) -> None:
+    """UserError, with the most workers that are declared and that the config goes with."""
+    if cluster.workers is None or cfg.train.workers <= cluster.workers:
+        return
+    fewer = (n for n in range(cluster.workers, 0, -1) if _go_together(cfg, {"train.workers": n}))
+    remedy = "".join(f"use --set train.workers={most}, or " for most in [next(fewer, None)] if most)
+    raise UserError(
+        f"train.workers={cfg.train.workers}, but the cluster has workers={cluster.workers}; {remedy}"
+        "give --cluster a larger one"
+    )
+
+
 def refuse_what_cannot_fit(cfg: RunConfig, cluster: Cluster, *, on_gpu: bool, memory: WorkerMemory) -> None:
     """UserError, with settings that do fit if there are any. Nothing where no memory is declared."""
     lacking = [need for need in needs(memory, cluster, on_gpu=on_gpu) if not need.fits]

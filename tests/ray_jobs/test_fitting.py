@@ -91,6 +91,22 @@ def test_more_workers_are_named_as_far_as_they_are_declared():
         check(cfg, cluster.model_copy(update={"workers": None}))
 
 
+@pytest.mark.parametrize(
+    ("workers", "shared_by", "remedy"),
+    [
+        (4, 1, "use --set train.workers=3, or give --cluster a larger one"),
+        (4, 2, "use --set train.workers=2, or give --cluster a larger one"),
+        (4, 4, "give --cluster a larger one"),
+    ],
+)
+def test_more_workers_than_are_declared_are_refused(workers: int, shared_by: int, remedy: str):
+    cfg = config(train__workers=workers, train__sequence_parallel=shared_by)
+    with pytest.raises(UserError) as refused:
+        dry_run(cfg, Cluster(workers=3))
+    assert refused.value.lines == [f"train.workers=4, but the cluster has workers=3; {remedy}"]
+    assert dry_run(cfg, Cluster(workers=4))["cluster"]["workers"] == 4
+
+
 def test_sizes_that_are_proposed_are_those_of_the_configs():
     for name, size in SIZES.items():
         model = load_config(CONFIGS / f"{name}.yaml", []).model
