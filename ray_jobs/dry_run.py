@@ -19,7 +19,7 @@ from ray_jobs.errors import UserError
 from ray_jobs.fitting import GB, needs, refuse_too_many_workers, refuse_what_cannot_fit
 from ray_jobs.model_cost import build_on_meta, parameters_by_part
 from ray_jobs.model_fit import init_lines
-from ray_jobs.models import check_lora
+from ray_jobs.models import check_encoders, check_lora
 from ray_jobs.preflight import check_codecs
 from ray_jobs.sources import SourceRow, read_sources
 from ray_jobs.state_memory import Counts
@@ -59,7 +59,7 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
     check_lora(cfg.train.lora)
     layout = _layout(cfg)
     try:
-        begins_from = _begins_from(cfg, layout)
+        begins_from = [*_begins_from(cfg, layout), *_follows(cfg)]
         student = build_on_meta(cfg, layout)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -157,6 +157,8 @@ def describe_data(cfg: RunConfig) -> dict[str, Any]:
 def _describe_source(cfg: RunConfig, manifest: str) -> dict[str, Any]:
     if "://" in manifest:
         return {"known": f"no: {manifest} is remote"}
+    if _is_elsewhere(manifest):
+        return {"known": f"no: {manifest} is not on this machine: its clips and epochs are not known"}
     spans, known, share = _indexed_spans(Path(manifest)), "indexed", 1.0
     if spans is None:
         rows = read_sources([manifest]).rows
@@ -219,9 +221,29 @@ def describe(facts: dict[str, Any]) -> str:
 def _begins_from(cfg: RunConfig, layout: Layout) -> list[str]:
     """As training says it. A folder that only the cluster has is not looked at. ValueError for what does not
     fit."""
-    if Path(cfg.train.init).is_absolute() and not Path(cfg.train.init).exists():
+    if _is_elsewhere(cfg.train.init):
         return [f"begins from {cfg.train.init}, which is not on this machine: whether it fits is not known"]
     return init_lines(cfg, layout)
+
+
+def _follows(cfg: RunConfig) -> list[str]:
+    """Encoders of features that only the cluster has. UserError for those here that are none."""
+    targets = cfg.data.targets if cfg.objective.rep == "repa" else ()
+    elsewhere = [target for target in targets if _is_elsewhere(target.encoder)]
+    check_encoders([target for target in targets if target not in elsewhere])
+    return [
+        f"follows {target.name} of {target.encoder}, which is not on this machine: whether it is an encoder "
+        f"of width {target.width} is not known"
+        for target in elsewhere
+    ]
+
+
+def _is_elsewhere(path: str) -> bool:
+    """Whether it may be on the cluster alone. A relative path is of this machine; of shards like
+    clips-{00..31}.tar their folder is looked for."""
+    before, brace, _ = path.partition("?")[0].partition("{")
+    place = Path(before.rpartition("/")[0] if brace else before).expanduser()
+    return place.is_absolute() and not place.exists()
 
 
 def _layout(cfg: RunConfig) -> Layout:

@@ -28,7 +28,8 @@ def encoder_width(name: str, folder: str) -> int:
         config: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"data.targets: {name}: {path}: {type(error).__name__}; give the folder of a transformers encoder"
+            f"data.targets: {name}: {path}: {type(error).__name__}; give the folder of a transformers "
+            "encoder, or for a dry run elsewhere its width"
         ) from None
     config = config.get("vision_config", config)
     width = (config.get("hidden_sizes") or [config.get("hidden_size") or config.get("d_model")])[-1]

@@ -212,8 +212,8 @@ def test_what_an_objective_costs_over_plain_flow_matching_is_told(switches, low,
 
 def test_memory_of_a_run_that_follows_frozen_encoders_holds_their_features():
     targets = [
-        {"name": "dino", "encoder": "FOLDER", "width": 768},
-        {"name": "mert", "encoder": "FOLDER", "width": 64, "modality": "audio"},
+        {"name": "dino", "encoder": "/mnt/FOLDER", "width": 768},
+        {"name": "mert", "encoder": "/mnt/FOLDER", "width": 64, "modality": "audio"},
     ]
     plain, repa = (
         dry_run(config(objective={"rep": rep, "dual": False}, data={"batch_clips": 2, "targets": targets}))
@@ -261,7 +261,28 @@ def test_clips_are_counted_as_the_plan_cuts_them(manifest: Path, clip_folder: Pa
     folder = cfg.model_copy(update={"data": cfg.data.model_copy(update={"manifest": str(clip_folder)})})
     assert abs(describe_data(folder)["clips"] - plan.num_samples) <= 1  # the silent one is only found later
     with pytest.raises(UserError, match="no such file or folder"):
-        dry_run(cfg.model_copy(update={"data": cfg.data.model_copy(update={"manifest": "/nowhere"})}))
+        dry_run(cfg.model_copy(update={"data": cfg.data.model_copy(update={"manifest": "nowhere"})}))
+
+
+@pytest.mark.parametrize("manifest", ["/mnt/clips", "/mnt/clips/{00..31}.tar", "/mnt/lerobot?camera=top"])
+def test_clips_that_only_the_cluster_has_are_not_known(manifest: str):
+    facts = dry_run(config(data={"manifest": manifest}))
+    told = f"\ndata: {manifest} is not on this machine: its clips and epochs are not known\n"
+    assert told in describe(facts)
+    mixture = [{"name": "some", "manifest": manifest, "weight": 1}]
+    assert describe_data(config(data={"mixture": mixture})) == facts["data"]
+
+
+def test_encoders_that_only_the_cluster_has_are_told_and_others_are_looked_at():
+    def followed(encoder: str) -> RunConfig:
+        target = {"name": "dino", "encoder": encoder, "width": 768}
+        return config(objective={"rep": "repa", "dual": False}, data={"targets": [target]})
+
+    assert "follows dino of /mnt/dino, which is not on this machine" in describe(
+        dry_run(followed("/mnt/dino"))
+    )
+    with pytest.raises(UserError, match=r"dino: nowhere has no config\.json"):
+        dry_run(followed("nowhere"))
 
 
 def test_the_largest_bucket_decides_what_a_worker_needs():
