@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -337,9 +338,10 @@ class RunConfig(Part):
             "attention heads (model.width / model.head_dim)": self.model.width // self.model.head_dim,
             **{f"chunks of a clip of {clip_s} s": round(clip_s / self.chunk_s) for clip_s in clips},
         }
+        common = gcd(*shared.values())
         for what, number in shared.items():
             if number % ranks:
-                fitting = max(n for n in range(1, ranks) if number % n == 0)
+                fitting = max(n for n in range(1, ranks) if common % n == 0)
                 raise ValueError(
                     f"train.sequence_parallel={ranks} does not divide the {number} {what}; use {fitting}"
                 )

@@ -75,6 +75,9 @@ def test_training_with_shared_clips_is_training_without_and_counts_each_once(ran
     ("settings", "said"),
     [
         ({"train": {"sequence_parallel": 2, "workers": 3}}, r"does not divide the 3 workers .*; use 1"),
+        # What is named goes with the 2 heads and the chunks too.
+        ({"train": {"sequence_parallel": 6, "workers": 9}}, r"does not divide the 9 workers .*; use 1"),
+        ({"train": {"sequence_parallel": 8, "workers": 12}}, r"does not divide the 12 workers .*; use 2"),
         ({"model": {"head_dim": 32}}, r"does not divide the 1 attention heads"),
         ({"data": {"clip_s": 0.75}}, r"does not divide the 3 chunks of a clip of 0\.75 s; use 1"),
     ],
