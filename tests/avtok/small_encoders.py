@@ -28,6 +28,34 @@ def dino(folder: Path, kind: str = "Dinov2") -> Path:
     return save_pictures(folder, model, **sizes)
 
 
+def swin(folder: Path) -> Path:
+    """Hierarchical: the patches of 64 x 96 pixels are merged twice, to 4 x 6 tokens."""
+    from transformers import SwinConfig, SwinModel
+
+    torch.manual_seed(0)
+    shape = {"embed_dim": 4, "depths": [1, 1, 1], "num_heads": [1, 2, 2], "window_size": 2, "patch_size": 4}
+    config = SwinConfig(**shape, image_size=[64, 96])
+    return save_pictures(folder, SwinModel(config), size={"height": 64, "width": 96})
+
+
+def videomae(folder: Path) -> Path:
+    """Takes clips, not pictures."""
+    from transformers import VideoMAEConfig, VideoMAEModel
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = VideoMAEModel(VideoMAEConfig(**shape, image_size=32, patch_size=8, num_frames=2))
+    return save_pictures(folder, model, size={"shortest_edge": 32})
+
+
+def masked(folder: Path) -> Path:
+    """Drops three quarters of the patches, at random."""
+    from transformers import ViTMAEConfig, ViTMAEModel
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = ViTMAEModel(ViTMAEConfig(**shape, image_size=32, patch_size=8))
+    return save_pictures(folder, model, size={"height": 32, "width": 32})
+
+
 def clip(folder: Path) -> Path:
     """Of two modalities, of which the vision part is used."""
     from transformers import CLIPConfig, CLIPModel

@@ -12,7 +12,7 @@ from einops import rearrange, reduce
 
 from avtok.frozen import NotAnEncoder, hash_of_folder, load_frozen
 from tests.avtok.small_autoencoders import image
-from tests.avtok.small_encoders import clip, dino, spectrogram, wav2vec, whisper
+from tests.avtok.small_encoders import clip, dino, masked, spectrogram, swin, videomae, wav2vec, whisper
 
 RATE = 16000
 
@@ -23,8 +23,8 @@ def frames(count: int, height: int = 64, width: int = 96) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "make",
-    [dino, partial(dino, kind="Dinov2WithRegisters"), partial(dino, kind="DINOv3ViT"), clip],
-    ids=["dinov2", "registers", "dinov3", "clip"],
+    [dino, partial(dino, kind="Dinov2WithRegisters"), partial(dino, kind="DINOv3ViT"), clip, swin],
+    ids=["dinov2", "registers", "dinov3", "clip", "swin"],
 )
 def test_features_of_a_picture_lie_where_it_was_changed(make, tmp_path):
     encoder = load_frozen(make(tmp_path), "video")
@@ -106,6 +106,39 @@ def test_a_folder_that_is_no_such_encoder_is_named(tmp_path):
         with pytest.raises(NotAnEncoder, match=said) as raised:
             load_frozen(tmp_path / folder, modality)
         assert str(tmp_path / folder) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            videomae,
+            r"VideoMAEModel takes no picture of 32x32 pixels \(ValueError: .*\); give a vision encoder",
+        ),
+        (
+            masked,
+            r"ViTMAEModel gives 5 tokens for a picture of 32x32 pixels, which is 4x4 patches; give a vis",
+        ),
+    ],
+)
+def test_a_model_without_a_grid_of_tokens_is_refused_when_it_is_loaded(make, said, tmp_path):
+    with pytest.raises(NotAnEncoder, match=said) as raised:
+        load_frozen(make(tmp_path), "video")
+    assert "\n" not in str(raised.value)
+    assert str(raised.value).startswith(f"{tmp_path}: ")
+
+
+def test_a_model_of_sound_without_features_in_time_is_refused_when_it_is_loaded(tmp_path):
+    import transformers
+
+    codec = transformers.EncodecConfig(
+        num_filters=4, hidden_size=16, codebook_dim=16, upsampling_ratios=[8, 4]
+    )
+    transformers.EncodecModel(codec).save_pretrained(str(tmp_path))
+    transformers.EncodecFeatureExtractor().save_pretrained(str(tmp_path))
+    said = r"EncodecModel gives no features in time for a second of silence at 24000 Hz \(AttributeError: "
+    with pytest.raises(NotAnEncoder, match=said):
+        load_frozen(tmp_path, "audio")
 
 
 def test_the_hash_follows_weights_and_preprocessing(tmp_path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,13 @@ from avtok.devices import check_device, device_of
 FEATURES_VERSION = "1"  # raise it when the same weights give other features
 FRAMES_AT_ONCE = 16
 PREPROCESSOR = "preprocessor_config.json"
+LEADING = (
+    16  # at most so many classes and registers; more tokens beside those of the patches are something else
+)
+PICTURE_WANTED = "give a vision encoder of single pictures with a token for each patch, such as DINOv2"
+SOUND_WANTED = "give an encoder of waveforms or mel spectra, such as Wav2Vec2, HuBERT or Whisper"
+# What the code of a model raises, on input that is not its own or where it gives no last_hidden_state.
+NOT_ITS_INPUT = (ValueError, TypeError, LookupError, AttributeError, RuntimeError)
 
 
 class NotAnEncoder(ValueError):
@@ -35,7 +42,8 @@ class NotAnEncoder(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class FrozenPicture:
-    """A vision encoder with pixel_values: DINOv2, DINOv3, CLIP, SigLIP, ViT and the like."""
+    """A vision encoder with pixel_values: DINOv2, DINOv3, CLIP, SigLIP, ViT and the like, or a hierarchical
+    one, such as Swin or ConvNeXt, with the grid that it ends with."""
 
     model: nn.Module
     content_hash: str
@@ -61,11 +69,27 @@ class FrozenPicture:
         normal = (pixels - self.mean_C[:, None, None]) / self.std_C[:, None, None]
         hidden = self.model(pixel_values=normal).last_hidden_state.float()
         if hidden.dim() == 3:  # tokens: classes and registers come first, patches row by row
-            config: Any = self.model.config
-            patch = _pair(config.patch_size)
-            rows, columns = self.size[0] // patch[0], self.size[1] // patch[1]
+            rows, columns = self._token_grid(hidden.shape[1])
             hidden = rearrange(hidden[:, -rows * columns :], "f (h w) d -> f d h w", h=rows, w=columns)
         return F.interpolate(hidden, grid, mode="bilinear", antialias=True)
+
+    def _token_grid(self, num_tokens: int) -> tuple[int, int]:
+        """Rows and columns of the patches, or of what merging them two by two leaves. NotAnEncoder for a
+        number of tokens that is neither."""
+        config: Any = self.model.config
+        patch = _pair(config.patch_size)
+        rows, columns = patches = self.size[0] // patch[0], self.size[1] // patch[1]
+        if 0 <= num_tokens - rows * columns <= LEADING:
+            return patches
+        while rows * columns > num_tokens > 1:
+            rows, columns = (rows + 1) // 2, (columns + 1) // 2  # an odd row is padded
+            if rows * columns == num_tokens:
+                return rows, columns
+        raise NotAnEncoder(
+            f"{type(self.model).__name__} gives {num_tokens} tokens for a picture of "
+            f"{self.size[0]}x{self.size[1]} pixels, which is {patches[0]}x{patches[1]} patches; "
+            f"{PICTURE_WANTED}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,13 +163,44 @@ def load_frozen(
             extractor = None
         if not hasattr(extractor, "sampling_rate"):
             raise NotAnEncoder(f"{folder}: {kind} is no encoder of sound; give one, or modality: video")
-        return FrozenSound(model, digest, model.config.hidden_size, extractor)
+        return _tried_sound(folder, FrozenSound(model, digest, 0, extractor))
     if "image_mean" not in settings or not hasattr(model.config, "num_channels"):
         raise NotAnEncoder(f"{folder}: {kind} is no encoder of pictures; give one, or modality: audio")
     mean_C, std_C = (torch.tensor(settings[key], device=device) for key in ("image_mean", "image_std"))
-    sizes = getattr(model.config, "hidden_sizes", None)
-    width = int(sizes[-1] if sizes else model.config.hidden_size)
-    return FrozenPicture(model, digest, width, _size(settings, model.config), mean_C, std_C)
+    encoder = FrozenPicture(model, digest, 0, _size(settings, model.config), mean_C, std_C)
+    return _tried_picture(folder, encoder)
+
+
+def _tried_picture(folder: str | Path, encoder: FrozenPicture) -> FrozenPicture:
+    """With the width of what comes out for one black frame. NotAnEncoder now, not at the first clip."""
+    height, width = encoder.size
+    try:
+        out_THWD = encoder.encode(np.zeros((1, height, width, 3), np.uint8), [1], (2, 2))
+    except NotAnEncoder as error:
+        raise NotAnEncoder(f"{folder}: {error}") from None
+    except NOT_ITS_INPUT as error:
+        raise NotAnEncoder(
+            f"{folder}: {type(encoder.model).__name__} takes no picture of {height}x{width} pixels "
+            f"({_in_brief(error)}); {PICTURE_WANTED}"
+        ) from None
+    return replace(encoder, width=out_THWD.shape[-1])
+
+
+def _tried_sound(folder: str | Path, encoder: FrozenSound) -> FrozenSound:
+    """The same for a second of silence."""
+    rate_hz = encoder.extractor.sampling_rate
+    try:
+        out_TD = encoder.encode(np.zeros(rate_hz, np.float32), rate_hz, 0.1, 10)
+    except NOT_ITS_INPUT as error:
+        raise NotAnEncoder(
+            f"{folder}: {type(encoder.model).__name__} gives no features in time for a second of silence at "
+            f"{rate_hz} Hz ({_in_brief(error)}); {SOUND_WANTED}"
+        ) from None
+    return replace(encoder, width=out_TD.shape[-1])
+
+
+def _in_brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
 def hash_of_folder(folder: str | Path) -> str:
