@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from avtok.load import codec_spec
+from ray_jobs.buckets import buckets_of
 from ray_jobs.declared_cluster import GPUS, Cluster, declared_cluster
 from ray_jobs.dry_run import describe, dry_run
 from ray_jobs.errors import UserError
-from ray_jobs.fitting import CPU_MARGIN, GPU_MARGIN, SIZES, memory_of, refuse_what_cannot_fit
+from ray_jobs.fitting import CPU_MARGIN, GPU_MARGIN, SIZES, memory_of, needs, refuse_what_cannot_fit
 from ray_jobs.model_cost import build_on_meta
 from ray_jobs.state_memory import Counts
 from ray_jobs.step_time import step_time
@@ -111,6 +112,27 @@ def test_sizes_that_are_proposed_are_those_of_the_configs():
     for name, size in SIZES.items():
         model = load_config(CONFIGS / f"{name}.yaml", []).model
         assert (model.depth, model.width, model.head_dim) == size
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "as_published").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_what_was_published_fits_the_gpu_of_its_header(path: Path):
+    cfg = load_config(path, [])
+    cluster = declared_cluster("h100", cfg.train.precision, cfg.train.workers)
+    (need,) = needs(memory_of(cfg, on_gpu=True), cluster, on_gpu=True)
+    assert need.fits
+    told = re.search(
+        r"^# Hardware: one GPU of 80 GB, of which (\d+) are reckoned with", path.read_text("utf-8"), re.M
+    )
+    assert told
+    assert need.gb == pytest.approx(int(told[1]), abs=1)
+
+
+def test_the_three_kinds_as_published_come_in_the_numbers_that_the_config_says():
+    path = CONFIGS / "as_published" / "mixed.yaml"
+    films, sounds, stills = (bucket.batch_clips for bucket in buckets_of(load_config(path, [])))
+    assert f"# {films} films, {stills} stills or {sounds} sounds\n" in path.read_text("utf-8")
 
 
 def test_nothing_is_refused_where_nothing_is_declared():
