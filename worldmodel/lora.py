@@ -244,7 +244,8 @@ def _config_of(layers: list[str], cfg: RunConfig, base: Mapping[str, str] | None
 
 def _peft() -> Any:
     try:
-        import peft
+        with torch.device("cpu"):  # torchaudio, which it imports, keeps a tensor of the device of that moment
+            import peft
     except ImportError:
         raise LoraError("LoRA needs peft, which is not installed; pip install 'worldmodel[lora]'") from None
     return peft

@@ -101,6 +101,20 @@ def test_a_lora_has_state_and_commits_for_its_adapters_alone():
         assert getattr(adapted, kind) < 0.1 * getattr(whole, kind), kind
 
 
+def test_a_model_on_the_meta_device_leaves_what_libraries_keep_on_the_cpu():
+    code = """
+from tests.ray_jobs.test_dry_run import config, layout_of
+from ray_jobs.model_cost import build_on_meta
+cfg = config(train={"init": "bounce", "lora": {"rank": 4}})
+build_on_meta(cfg, layout_of(cfg))
+from torchaudio.compliance.kaldi import EPSILON
+print(EPSILON.device)
+"""
+    command, root = [sys.executable, "-c", code], CONFIGS.parent
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert done.stdout.splitlines()[-1:] == ["cpu"], done.stderr
+
+
 def test_without_peft_a_lora_s_dry_run_names_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ray_jobs.models.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"train.lora needs peft"):
