@@ -227,13 +227,12 @@ def _begins_from(cfg: RunConfig, layout: Layout) -> list[str]:
 
 
 def _follows(cfg: RunConfig) -> list[str]:
-    """Encoders of features that only the cluster has. UserError for those here that are none."""
-    targets = cfg.data.targets if cfg.objective.rep == "repa" else ()
-    elsewhere = [target for target in targets if _is_elsewhere(target.encoder)]
-    check_encoders([target for target in targets if target not in elsewhere])
+    """Encoders that only the cluster has; followed or not, they run. UserError for what here is none."""
+    elsewhere = [target for target in cfg.data.targets if _is_elsewhere(target.encoder)]
+    check_encoders([target for target in cfg.data.targets if target not in elsewhere])
     return [
-        f"follows {target.name} of {target.encoder}, which is not on this machine: whether it is an encoder "
-        f"of width {target.width} is not known"
+        f"data.targets: {target.name}: {target.encoder} is not on this machine: whether it is an encoder "
+        f"{f'of width {target.width} ' if target.width else ''}is not known"
         for target in elsewhere
     ]
 

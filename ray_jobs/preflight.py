@@ -27,7 +27,7 @@ def check_given(cfg: RunConfig) -> None:
     check_init(cfg.train.init)
     check_lora(cfg.train.lora)
     check_fp8(fp8=cfg.train.fp8)
-    check_encoders(cfg.data.targets if cfg.objective.rep == "repa" else ())
+    check_encoders(cfg.data.targets)  # actors run them, followed or not
     folder = RunFolder(cfg)
     folder.check_free(cfg)
     if not folder.config.exists():

@@ -287,16 +287,18 @@ def test_clips_that_only_the_cluster_has_are_not_known(manifest: str):
     assert describe_data(config(data={"mixture": mixture})) == facts["data"]
 
 
-def test_encoders_that_only_the_cluster_has_are_told_and_others_are_looked_at():
-    def followed(encoder: str) -> RunConfig:
+@pytest.mark.parametrize("rep", ["repa", "none"])  # decode actors run them, followed or not
+def test_encoders_that_only_the_cluster_has_are_told_and_others_are_looked_at(rep: str):
+    def beside(encoder: str) -> RunConfig:
         target = {"name": "dino", "encoder": encoder, "width": 768}
-        return config(objective={"rep": "repa", "dual": False}, data={"targets": [target]})
+        return config(objective={"rep": rep, "dual": False}, data={"targets": [target]})
 
-    assert "follows dino of /mnt/dino, which is not on this machine" in describe(
-        dry_run(followed("/mnt/dino"))
+    said = (
+        "data.targets: dino: /mnt/dino is not on this machine: whether it is an encoder of width 768 is not"
     )
+    assert said in describe(dry_run(beside("/mnt/dino")))
     with pytest.raises(UserError, match=r"dino: nowhere has no config\.json"):
-        dry_run(followed("nowhere"))
+        dry_run(beside("nowhere"))
 
 
 def test_the_largest_bucket_decides_what_a_worker_needs():
