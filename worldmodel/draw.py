@@ -150,7 +150,9 @@ def draw(
 
 def _learned(batch: LatentBatch, seen: dict[str, Tensor]) -> Tensor:
     """[B, M] whether a clip has steps that may be learned, by modality; on the CPU, where levels are
-    drawn."""
+    drawn. Of a batch without values, in a dry run, all may be."""
+    if batch.num_clips and batch.video.valid_BT.is_meta:
+        return torch.ones(batch.num_clips, len(LEARNED), dtype=torch.bool)
     masks = {"video": batch.video.loss_mask_BT, "audio": batch.audio.loss_mask_BT}
     return torch.stack([(seen[m] & masks[m]).any(1) for m in LEARNED], dim=-1).cpu()
 
