@@ -155,12 +155,14 @@ def listed_commits(run: Path) -> list[Path]:
 
 def sweep(run: Path, *, keep: int) -> None:
     """Removes what a crash, a full disk or a hand left behind: a list that is cut short or names folders that
-    are gone, and folders of no commit. Without a list, the newest `keep` whole folders are commits. Call
-    while nothing trains here."""
-    commits = listed_commits(run)
+    are gone, and folders of no commit. Without a list, the newest `keep` whole folders are commits; a list
+    that was begun anew since then is of those that followed them. Call while nothing trains here."""
+    commits, whole = listed_commits(run), _whole_folders(run)
     if not commits or not all(commit.is_dir() for commit in commits):
         (run / SNAPSHOT).unlink(missing_ok=True)
-        commits = _whole_folders(run)[-keep:]
+        commits = []
+    before = [folder for folder in whole if not commits or folder.name < commits[0].name]
+    commits = [*before, *commits][-max(keep, len(commits)) :]
     for folder in (run / "checkpoints").glob("step-*"):
         if folder not in commits:
             shutil.rmtree(folder, ignore_errors=True)

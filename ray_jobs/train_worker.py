@@ -21,6 +21,7 @@ from ray_jobs.commits import Commits, tell_why
 from ray_jobs.dataset import held_out_batches, rank_stream
 from ray_jobs.errors import JobError
 from ray_jobs.plan import Plan
+from ray_jobs.run_folder import SNAPSHOT
 from ray_jobs.runtime_env import package_version
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RunConfig
@@ -167,6 +168,7 @@ class StopRequest:
 
     def __call__(self) -> bool:
         if self.failpoint == f"kill:rank{self.rank}:step{self.steps}":
+            _wait_for_a_listed_commit()
             os.kill(os.getpid(), 9)
         self.steps += 1
         if self.answer is None:
@@ -177,6 +179,14 @@ class StopRequest:
         stop = bool(ray.get(self.answer))
         self.answer = self.board.stop_requested.remote()
         return stop
+
+
+def _wait_for_a_listed_commit() -> None:
+    """Ray Train hears of commits now and then: on a fast machine a kill would come before the first."""
+    storage: Any = ray.train.get_context().get_storage()
+    listed, deadline = Path(storage.experiment_fs_path) / SNAPSHOT, time.monotonic() + 60
+    while not listed.exists() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 def _post(board: Any, row: dict[str, float]) -> None:

@@ -60,6 +60,12 @@ def test_what_ray_has_not_entered_is_removed_whole_or_not(run):
     assert (run / SNAPSHOT).exists()
 
 
+def test_commits_from_before_a_list_was_begun_anew_are_kept_as_far_as_they_may_be(run):
+    enter(run, 30)
+    sweep(run, keep=KEEP)
+    assert steps_of(run) == [20, 30]
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut short", "empty"])
 def test_without_a_list_the_newest_whole_folders_are_kept(run, damage):
     enter(run)
