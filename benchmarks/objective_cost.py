@@ -4,7 +4,8 @@ All arms train one after the other in one process, a step each in turn, on the s
 threads and dtypes; a figure is the median of the ratios of neighbouring steps. Prediction: a teacher's
 forward to 0.7 of the depth is 0.7 of one of three forwards' worth, so 1.23 (1.24 with its share of the
 inputs), 1.0 for what needs no teacher; 4 bytes of fp32 average and 2 of bf16 weights a parameter. Outcome:
-1.30, for 0.7 of eight blocks is six (1.25), and features are compared in fp32.
+1.27, for 0.7 of eight blocks is six (1.25), and features are compared in fp32. (1.30 while each timed step
+counted its FLOPs.)
 """
 
 from __future__ import annotations
