@@ -82,10 +82,10 @@ def _bucket(cfg: RunConfig, kind: Kind, clip_s: float, size: tuple[int, int]) ->
 
 def clip_tokens(cfg: RunConfig, clip_s: float, size: tuple[int, int]) -> int:
     """Tokens of one clip in the model's sequence."""
-    return layout_of(cfg, clip_s, size).length
+    return shaped_layout(cfg, clip_s, size).length
 
 
-def layout_of(cfg: RunConfig, clip_s: float, size: tuple[int, int]) -> Layout:
+def shaped_layout(cfg: RunConfig, clip_s: float, size: tuple[int, int]) -> Layout:
     """Of clips of a bucket. ValueError where codec, patch and size do not divide."""
     from worldmodel.layout import Layout
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from avtok.decode import ClipError, probe
 from avtok.load import codec_spec
-from ray_jobs.buckets import Bucket, buckets_of, largest_buckets, layout_of, shapes_differ
+from ray_jobs.buckets import Bucket, buckets_of, largest_buckets, shaped_layout, shapes_differ
 from ray_jobs.cli_output import answer
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.declared_cluster import Cluster, declared_cluster
@@ -68,7 +68,7 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
     memory = sizes(cfg, student, on_gpu=on_gpu)
     refuse_what_cannot_fit(cfg, cluster, on_gpu=on_gpu, memory=memory)
     costly, flops = _most_costly(cfg)
-    layout, batch_clips = layout_of(cfg, costly.clip_s, costly.size), costly.batch_clips
+    layout, batch_clips = shaped_layout(cfg, costly.clip_s, costly.size), costly.batch_clips
     clips = cfg.train.micro_batches * batch_clips
     takes = step_time(cfg, layout, cluster, Counts.of(student, cfg.train.workers), batch_clips)
     plain = cfg.model_copy(update={"objective": cfg.objective.model_copy(update={"rep": "none"})})
@@ -119,7 +119,7 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
 def _most_costly(cfg: RunConfig) -> tuple[Bucket, float]:
     """The bucket whose micro-batch computes most, and its FLOPs. Smaller micro-batches take less."""
     flops = {
-        bucket: step_flops(cfg, layout_of(cfg, bucket.clip_s, bucket.size), bucket.batch_clips).total
+        bucket: step_flops(cfg, shaped_layout(cfg, bucket.clip_s, bucket.size), bucket.batch_clips).total
         for bucket in largest_buckets(cfg)
     }
     costly = max(flops, key=flops.__getitem__)
@@ -250,7 +250,7 @@ def _layout(cfg: RunConfig) -> Layout:
         video, audio = codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio)
         check_codecs(video, audio, cfg.data)
         for bucket in largest_buckets(cfg):  # their sizes have to divide too
-            layout_of(cfg, bucket.clip_s, bucket.size)
+            shaped_layout(cfg, bucket.clip_s, bucket.size)
         return Layout.from_specs(cfg, video, audio)
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -63,7 +63,9 @@ def _other_codecs(cfg: RunConfig, folder: Path) -> dict[str, str]:
     compared."""
     theirs = json.loads((folder / INDEX_FILE).read_text("utf-8")).get("codecs", {})
     found = {}
-    for modality in theirs.keys() & {"video", "audio"}:
+    for modality in ("video", "audio"):
+        if modality not in theirs:
+            continue
         beside = folder / "codecs" / modality
         name = str(beside) if beside.is_dir() else theirs[modality]
         try:

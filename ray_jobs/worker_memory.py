@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from ray_jobs.buckets import Bucket, largest_buckets, layout_of
+from ray_jobs.buckets import Bucket, largest_buckets, shaped_layout
 from ray_jobs.state_memory import FP32, Counts, state_bytes, stored_bytes
 from ray_jobs.step_memory import step_memory
 from worldmodel.config import RunConfig
@@ -98,7 +98,7 @@ def sizes(cfg: RunConfig, student: SelfFlowStudent, *, on_gpu: bool = False) -> 
 
 
 def _sizes(cfg: RunConfig, bucket: Bucket, student: SelfFlowStudent, *, on_gpu: bool) -> WorkerMemory:
-    count, layout = Counts.of(student, cfg.train.workers), layout_of(cfg, bucket.clip_s, bucket.size)
+    count, layout = Counts.of(student, cfg.train.workers), shaped_layout(cfg, bucket.clip_s, bucket.size)
     step = step_memory(cfg, layout, student, bucket.batch_clips, on_gpu=on_gpu)
     micro_batches = math.ceil(cfg.train.micro_batches * cfg.train.sequence_parallel / cfg.train.workers)
     state, stored = state_bytes(cfg, count, micro_batches), stored_bytes(count)

@@ -151,7 +151,7 @@ def draw(
 def _learned(batch: LatentBatch, seen: dict[str, Tensor]) -> Tensor:
     """[B, M] whether a clip has steps that may be learned, by modality; on the CPU, where levels are
     drawn. Of a batch without values, in a dry run, all may be."""
-    if batch.num_clips and batch.video.valid_BT.is_meta:
+    if batch.video.valid_BT.is_meta:
         return torch.ones(batch.num_clips, len(LEARNED), dtype=torch.bool)
     masks = {"video": batch.video.loss_mask_BT, "audio": batch.audio.loss_mask_BT}
     return torch.stack([(seen[m] & masks[m]).any(1) for m in LEARNED], dim=-1).cpu()
@@ -172,7 +172,7 @@ def _hidden_modality(batch: LatentBatch, cfg: SelfFlowConfig, seed: int) -> str:
 def never_together(cfg: SelfFlowConfig) -> list[str]:
     """What is hidden in turn where picture and sound are never trained side by side; [""] where they are."""
     alone = {"audio": cfg.picture_alone, "video": cfg.sound_alone}
-    if sum(alone.values()) < 1:
+    if sum(alone.values()) < 1 - 1e-9:
         return [""]
     return [hidden for hidden, share in alone.items() if share]
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ray_jobs.accounting import Ledger
 from ray_jobs.plan import Plan
 from ray_jobs.run_folder import RunFolder, last_commit
+from ray_jobs.train import TrainResult
 from worldmodel.config import RunConfig
 
 STEPS, EVERY = 48, 8
@@ -30,6 +34,24 @@ def config(storage: Path, name: str, clips: Path, **changes: dict[str, Any]) -> 
     }
     merged = {part: {**fields, **changes.get(part, {})} for part, fields in values.items()}
     return RunConfig.model_validate({"name": name, "storage": str(storage), **merged})
+
+
+@dataclass
+class Runs:
+    """Two runs of one config over the same clips, both planned before one of the clips broke."""
+
+    whole: RunConfig
+    chain: RunConfig
+    broken: Path
+    trained: list[TrainResult] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    stdout: str
+    stderr: str
+    step: int
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
@@ -75,3 +97,10 @@ def break_file(path: Path) -> None:
 def evaluations(run: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if "eval_video" in row]
+
+
+def until(fact: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not fact():
+        assert time.monotonic() < deadline, f"waited 120 s for {what}"
+        time.sleep(0.2)

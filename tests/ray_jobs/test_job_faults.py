@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +30,21 @@ from ray_jobs.lean_trainer import UNUSED, UNUSED_ON_ONE_NODE, LeanTrainer
 from ray_jobs.plan import Plan
 from ray_jobs.rollout import Prompt, RolloutActor, run_rollouts
 from ray_jobs.run_folder import SNAPSHOT, RunFolder, last_commit
-from ray_jobs.train import TrainResult, prepare, run_training
+from ray_jobs.train import prepare, run_training
 from ray_jobs.train_and_report import train_and_report
 from tests.ray_jobs.faulty_runs import (
     EVERY,
     STEPS,
+    Ended,
+    Runs,
     assert_books_close,
     break_file,
     config,
     evaluations,
     final_losses,
     steps_of,
+    until,
 )
-from worldmodel.config import RunConfig
 from worldmodel.pipeline import WorldModelPipeline
 from worldmodel.train.checkpoint import CheckpointReader, shard_name
 from worldmodel.worlds.bounce import BounceSettings, simulate
@@ -53,23 +54,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 NUM_GOOD = 12
 KILLED_AT = 2 * EVERY + 2
 CPUS = 8
-
-
-def until(fact: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 120
-    while not fact():
-        assert time.monotonic() < deadline, f"waited 120 s for {what}"
-        time.sleep(0.2)
-
-
-@dataclass
-class Runs:
-    """Two runs of one config over the same clips, both planned before one of the clips broke."""
-
-    whole: RunConfig
-    chain: RunConfig
-    broken: Path
-    trained: list[TrainResult] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +85,6 @@ def runs(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     broken = Path(next(uri for uri in uris if "good_" in uri))
     break_file(broken)
     return Runs(whole, chain, broken)
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    stdout: str
-    stderr: str
-    step: int
 
 
 @pytest.fixture(scope="module")

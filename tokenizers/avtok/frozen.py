@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -174,29 +175,32 @@ def load_frozen(
 def _tried_picture(folder: str | Path, encoder: FrozenPicture) -> FrozenPicture:
     """With the width of what comes out for one black frame. NotAnEncoder now, not at the first clip."""
     height, width = encoder.size
-    try:
+    with _told(folder, encoder, f"takes no picture of {height}x{width} pixels", PICTURE_WANTED):
         out_THWD = encoder.encode(np.zeros((1, height, width, 3), np.uint8), [1], (2, 2))
-    except NotAnEncoder as error:
-        raise NotAnEncoder(f"{folder}: {error}") from None
-    except NOT_ITS_INPUT as error:
-        raise NotAnEncoder(
-            f"{folder}: {type(encoder.model).__name__} takes no picture of {height}x{width} pixels "
-            f"({_in_brief(error)}); {PICTURE_WANTED}"
-        ) from None
     return replace(encoder, width=out_THWD.shape[-1])
 
 
 def _tried_sound(folder: str | Path, encoder: FrozenSound) -> FrozenSound:
     """The same for a second of silence."""
     rate_hz = encoder.extractor.sampling_rate
-    try:
+    lacks = f"gives no features in time for a second of silence at {rate_hz} Hz"
+    with _told(folder, encoder, lacks, SOUND_WANTED):
         out_TD = encoder.encode(np.zeros(rate_hz, np.float32), rate_hz, 0.1, 10)
-    except NOT_ITS_INPUT as error:
-        raise NotAnEncoder(
-            f"{folder}: {type(encoder.model).__name__} gives no features in time for a second of silence at "
-            f"{rate_hz} Hz ({_in_brief(error)}); {SOUND_WANTED}"
-        ) from None
     return replace(encoder, width=out_TD.shape[-1])
+
+
+@contextmanager
+def _told(
+    folder: str | Path, encoder: FrozenPicture | FrozenSound, lacks: str, wanted: str
+) -> Iterator[None]:
+    """NotAnEncoder, with the folder, for whatever a model's code raises on input that is not its own."""
+    try:
+        yield
+    except NotAnEncoder as error:
+        raise NotAnEncoder(f"{folder}: {error}") from None
+    except NOT_ITS_INPUT as error:
+        name = type(encoder.model).__name__
+        raise NotAnEncoder(f"{folder}: {name} {lacks} ({_in_brief(error)}); {wanted}") from None
 
 
 def _in_brief(error: Exception) -> str:
