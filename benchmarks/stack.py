@@ -8,7 +8,7 @@ Prediction: DeepSpeed alone measured 0.84 at 6 million parameters; its hooks and
 size, so 0.84 and 0.95. Outcome: its copies of gradients grow with the size (0.88 and 0.78); with one scatter
 a step 0.97 and 0.97. Without bf16 units both train in fp32, or rounding would be most of what is timed.
 When the loop had learned to count its FLOPs, once a run and half a second long, segments that were runs of
-their own said 0.91 and 0.79; they are parts of one run now.
+their own said 0.91 and 0.79; they are parts of one run now: 0.94 and 0.97.
 """
 
 from __future__ import annotations
