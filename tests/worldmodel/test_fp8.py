@@ -103,7 +103,9 @@ def test_gradients_point_where_those_of_fp32_do():
 
 
 def losses_of(steps: int, **settings: object) -> Iterator[float]:
-    cfg = tiny_config(train={"steps": steps, **settings})
+    """Of velocities: where x is predicted, the few tokens that are nearly clean outweigh all others, and
+    30 steps end 14 % apart by their chance."""
+    cfg = tiny_config(objective={"prediction": "v"}, train={"steps": steps, **settings})
     layout = tiny_layout(cfg)
     engine, rows = PlainEngine(cfg, layout), list[dict[str, float]]()
     hooks = Hooks(commit=lambda step: None, on_row=rows.append)
@@ -117,7 +119,7 @@ def test_a_model_learns_in_8_bits_as_in_32():
     first, last = (sum(exact[part]) for part in (slice(10), slice(-10, None)))
     assert last < 0.8 * first
     assert rounded != exact
-    assert sum(rounded[-10:]) == pytest.approx(last, rel=0.05)
+    assert sum(rounded[-10:]) == pytest.approx(last, rel=0.02)
 
 
 def test_a_model_too_narrow_and_a_gpu_without_units_are_told(monkeypatch):
