@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from avtok.decode import ClipError, probe
 from avtok.load import codec_spec
-from ray_jobs.buckets import Bucket, buckets_of, largest_buckets, shaped_layout, shapes_differ
+from ray_jobs.buckets import Bucket, largest_buckets, shaped_layout, shapes_differ
 from ray_jobs.cli_output import answer
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.declared_cluster import Cluster, declared_cluster
@@ -21,7 +16,7 @@ from ray_jobs.model_cost import build_on_meta, parameters_by_part
 from ray_jobs.model_fit import init_lines
 from ray_jobs.models import check_encoders, check_lora
 from ray_jobs.preflight import check_codecs
-from ray_jobs.sources import SourceRow, read_sources
+from ray_jobs.source_size import describe_data, is_elsewhere
 from ray_jobs.state_memory import Counts
 from ray_jobs.step_time import step_time
 from ray_jobs.worker_memory import sizes
@@ -29,7 +24,6 @@ from worldmodel.config import RunConfig
 from worldmodel.flops import step_flops
 from worldmodel.layout import Layout
 
-PROBED = 64  # files of a source that was not indexed; the rest are taken to be like them
 ESTIMATES = ("activations on a GPU", "seconds", "data of a source that is not indexed")
 KINDS = (
     "weights",
@@ -142,52 +136,6 @@ def answer_dry_run(cfg: RunConfig, cluster: str | None, as_json: bool) -> None:
     answer(facts, as_json, describe(facts))
 
 
-def describe_data(cfg: RunConfig) -> dict[str, Any]:
-    """Clips, hours and batches of a pass over the sources; {known: why not} when they cannot be looked at."""
-    if not cfg.data.sources:
-        return {"known": "no: data.manifest is not set"}
-    parts = [_describe_source(cfg, source.manifest) for source in cfg.data.sources]
-    unknown = [part for part in parts if "clips" not in part]
-    if unknown or len(parts) == 1:
-        return unknown[0] if unknown else parts[0]
-    total = {name: sum(part[name] for part in parts) for name in ("clips", "hours", "batches_per_epoch")}
-    return _with_epochs(cfg, {"known": f"{len(parts)} sources", **total})
-
-
-def _describe_source(cfg: RunConfig, manifest: str) -> dict[str, Any]:
-    if "://" in manifest:
-        return {"known": f"no: {manifest} is remote"}
-    if _is_elsewhere(manifest):
-        return {"known": f"no: {manifest} is not on this machine: its clips and epochs are not known"}
-    spans, known, share = _indexed_spans(Path(manifest)), "indexed", 1.0
-    if spans is None:
-        rows = read_sources([manifest]).rows
-        looked_at = rows[:: math.ceil(len(rows) / PROBED)]
-        spans = [span for row in looked_at if (span := _span_s(row)) is not None]
-        if not spans:
-            raise UserError(f"{manifest}: none of {len(looked_at)} files can be opened as media")
-        share = len(rows) / len(looked_at)
-        known = f"from {len(looked_at)} of {len(rows)} files"
-    clips = round(share * sum(num_clips(span, cfg) for span in spans))
-    train = max(1, round(clips * (1 - cfg.data.held_out)))
-    batches = math.ceil(train / buckets_of(cfg)[0].batch_clips)
-    hours = share * sum(spans) / 3600
-    return _with_epochs(cfg, {"known": known, "clips": clips, "hours": hours, "batches_per_epoch": batches})
-
-
-def _with_epochs(cfg: RunConfig, facts: dict[str, Any]) -> dict[str, Any]:
-    batches = facts["batches_per_epoch"]
-    return facts | {
-        "steps_per_epoch": batches / cfg.train.micro_batches,
-        "epochs": cfg.train.steps * cfg.train.micro_batches / batches,
-    }
-
-
-def num_clips(span_s: float, cfg: RunConfig) -> int:
-    """Training clips that the plan cuts from one span; a test holds it to the plan itself."""
-    return max(1, int((span_s + 1 / cfg.data.fps) / cfg.data.clip_s))
-
-
 def describe(facts: dict[str, Any]) -> str:
     """Lines for people."""
     size, tokens, cluster = facts["worker_bytes"], facts["tokens"], facts["cluster"]
@@ -221,28 +169,20 @@ def describe(facts: dict[str, Any]) -> str:
 def _begins_from(cfg: RunConfig, layout: Layout) -> list[str]:
     """As training says it. A folder that only the cluster has is not looked at. ValueError for what does not
     fit."""
-    if _is_elsewhere(cfg.train.init):
+    if is_elsewhere(cfg.train.init):
         return [f"begins from {cfg.train.init}, which is not on this machine: whether it fits is not known"]
     return init_lines(cfg, layout)
 
 
 def _follows(cfg: RunConfig) -> list[str]:
     """Encoders that only the cluster has; followed or not, they run. UserError for what here is none."""
-    elsewhere = [target for target in cfg.data.targets if _is_elsewhere(target.encoder)]
+    elsewhere = [target for target in cfg.data.targets if is_elsewhere(target.encoder)]
     check_encoders([target for target in cfg.data.targets if target not in elsewhere])
     return [
         f"data.targets: {target.name}: {target.encoder} is not on this machine: whether it is an encoder "
         f"{f'of width {target.width} ' if target.width else ''}is not known"
         for target in elsewhere
     ]
-
-
-def _is_elsewhere(path: str) -> bool:
-    """Whether it may be on the cluster alone. A relative path is of this machine; of shards like
-    clips-{00..31}.tar their folder is looked for."""
-    before, brace, _ = path.partition("?")[0].partition("{")
-    place = Path(before.rpartition("/")[0] if brace else before).expanduser()
-    return place.is_absolute() and not place.exists()
 
 
 def _layout(cfg: RunConfig) -> Layout:
@@ -254,29 +194,6 @@ def _layout(cfg: RunConfig) -> Layout:
         return Layout.from_specs(cfg, video, audio)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def _indexed_spans(path: Path) -> list[float] | None:
-    """Seconds of each row of a manifest that `worldmodel index` wrote; None for anything else."""
-    if path.suffix != ".parquet" or not path.is_file():
-        return None
-    try:
-        table = pq.read_table(path, columns=["start_s", "end_s"])
-    except (pa.ArrowInvalid, KeyError):
-        return None
-    rows = table.to_pylist()
-    if any(row["start_s"] is None or row["end_s"] is None for row in rows):
-        return None
-    return [row["end_s"] - row["start_s"] for row in rows]
-
-
-def _span_s(row: SourceRow) -> float | None:
-    """None for a file that cannot be opened: the run would quarantine it."""
-    try:
-        duration_s = probe(row.uri).duration_s
-    except (ClipError, OSError):
-        return None
-    return max(0.0, (duration_s if row.end_s is None else min(row.end_s, duration_s)) - row.start_s)
 
 
 def _data_words(data: dict[str, Any]) -> str:

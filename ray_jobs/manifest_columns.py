@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_jobs.errors import UserError
-from ray_jobs.index import MANIFEST_SCHEMA
+from ray_jobs.manifest_table import MANIFEST_SCHEMA
 
 # N rows of all manifests.
 
 
 class ManifestColumns:
-    """The manifests of all sources, one after the other. UserError for a file that is no manifest."""
+    """The manifests of all sources, as paths or open files, one after the other. UserError for what is no
+    manifest."""
 
-    def __init__(self, by_source: Mapping[str, str]) -> None:
+    def __init__(self, by_source: Mapping[str, str | BinaryIO]) -> None:
         self.by_source = dict(by_source)
         self.files = [_open(path) for path in self.by_source.values()]
         self.counts = [file.metadata.num_rows for file in self.files]
@@ -41,7 +42,7 @@ class ManifestColumns:
         return self[name].to_numpy()
 
 
-def _open(path: str) -> pq.ParquetFile:
+def _open(path: str | BinaryIO) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, FileNotFoundError) as error:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ray_jobs.errors import UserError
+from ray_jobs.resolve import told_width
 from worldmodel.config import LoraConfig, TargetConfig
 from worldmodel.model_folder import model_folder
 
@@ -55,6 +56,19 @@ def check_encoders(targets: Sequence[TargetConfig]) -> None:
                 f"data.targets: {target.name}: {folder} has no {', no '.join(missing)}; give the folder of a "
                 "transformers encoder, and on every node"
             )
+        _check_width(target)
+
+
+def _check_width(target: TargetConfig) -> None:
+    try:
+        told = told_width(target.encoder)
+    except ValueError:  # of its config.json: loading it says more
+        return
+    if target.width and told and told != target.width:
+        raise UserError(
+            f"data.targets: {target.name}: width={target.width}, and features of {target.encoder} are {told} "
+            "wide; use that, or leave width out"
+        )
 
 
 def check_fp8(*, fp8: bool) -> None:

@@ -22,17 +22,29 @@ def resolved(cfg: RunConfig) -> RunConfig:
 
 
 def encoder_width(name: str, folder: str) -> int:
-    """hidden_size of a transformers model, of its vision part where it has two."""
-    path = Path(folder).expanduser() / "config.json"
+    """UserError for a folder that is no encoder, or does not tell."""
     try:
-        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        width = told_width(folder)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"data.targets: {name}: {path}: {type(error).__name__}; give the folder of a transformers "
-            "encoder, or for a dry run elsewhere its width"
+            f"data.targets: {name}: {_config_file(folder)}: {type(error).__name__}; give the folder of a "
+            "transformers encoder, or for a dry run elsewhere its width"
         ) from None
+    if width is None:
+        raise UserError(
+            f"data.targets: {name}: {_config_file(folder)} names no hidden_size; set data.targets width"
+        )
+    return width
+
+
+def told_width(folder: str) -> int | None:
+    """hidden_size of a transformers model, of its vision part where it has two; None where it is not told.
+    OSError or ValueError for a folder that is none."""
+    config: dict[str, Any] = json.loads(_config_file(folder).read_text("utf-8"))
     config = config.get("vision_config", config)
     width = (config.get("hidden_sizes") or [config.get("hidden_size") or config.get("d_model")])[-1]
-    if not isinstance(width, int):
-        raise UserError(f"data.targets: {name}: {path} names no hidden_size; set data.targets width")
-    return width
+    return width if isinstance(width, int) else None
+
+
+def _config_file(folder: str) -> Path:
+    return Path(folder).expanduser() / "config.json"

@@ -20,22 +20,22 @@ from worldmodel.draw import Draw
 from worldmodel.flow import MIN_DIVISOR, predicted_velocity, velocity_target
 from worldmodel.layout import LEARNED
 from worldmodel.model.student import tokens_of
+from worldmodel.spread import Spread, spread_of
 
 # B clips, L tokens, N chunks, V tokens of one modality in a chunk, C channels of a token, D width, K noise
 # levels.
 
 Network = Callable[..., dict[str, Any]]
 LEVEL_BINS = 5  # of the noise levels at which losses are told apart
-LEVEL_SUMS = ("flow", "cosine", "masked", "gap", "count")
-RANK_TOKENS = 1024  # features from which the rank is estimated
+LEVEL_SUMS = ("flow", "cosine", "masked", "gap", "count", "std", "rank", "sampled")
 
 
 @dataclass(frozen=True)
 class Losses:
     """Sums over tokens under loss of each modality, [video, audio]: means need the count over all ranks.
 
-    by_level [2, LEVEL_BINS, LEVEL_SUMS]: at the noise levels of the student. target_rank: participation ratio
-    of what features follow, times the count.
+    by_level [2, LEVEL_BINS, LEVEL_SUMS]: at the noise levels of the student, spread and rank times the tokens
+    that were sampled. target_std and target_rank: of what features follow, times the count.
     """
 
     flow: Tensor
@@ -57,12 +57,12 @@ class Losses:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Per token of each modality: what is added to the loss, its cosine, and where there is one."""
+    """Per token of each modality: what is added to the loss, its cosine, and the features that are followed,
+    where there are any."""
 
     loss: dict[str, Tensor]
     cosine: dict[str, Tensor]
-    target_std: Tensor
-    target_rank: Tensor
+    followed: dict[str, list[Tensor]]
 
 
 def layers_of(cfg: SelfFlowConfig, depth: int) -> tuple[int, int]:
@@ -102,20 +102,21 @@ def self_flow_losses(
     )
     flow = {m: _flow(batch, out[m], x_t[m], t[m], m, cfg) for m in LEARNED}
     aligned = _aligned(out, target_BLD, batch, x_t, t, cfg)
-    cosine = {m: torch.zeros_like(flow[m]) for m in LEARNED} if aligned is None else aligned.cosine
-    sums = torch.stack([flow[m].sum() for m in LEARNED])
-    counts = batch.counts().to(sums)
-    by_level = torch.stack([_by_level(batch, m, flow[m], cosine[m], t[m]) for m in LEARNED])
+    zeros = {m: torch.zeros_like(flow[m]) for m in LEARNED}
     if aligned is None:
-        zero = torch.zeros_like(sums)
-        return Losses(sums, zero, zero, zero, zero, by_level, batch.is_still)
+        aligned = Alignment(zeros, zeros, {m: [] for m in LEARNED})
+    levels = {m: _levels_under_loss(batch, m, t[m]) for m in LEARNED}
+    spreads = {m: spread_of(aligned.followed[m], levels[m]) for m in LEARNED}
+    counts = batch.counts().to(flow["video"])
     return Losses(
-        flow=sums,
+        flow=torch.stack([flow[m].sum() for m in LEARNED]),
         align=torch.stack([aligned.loss[m].sum() for m in LEARNED]),
-        cosine=torch.stack([cosine[m].sum() for m in LEARNED]).detach(),
-        target_std=aligned.target_std * counts,
-        target_rank=aligned.target_rank * counts,
-        by_level=by_level,
+        cosine=torch.stack([aligned.cosine[m].sum() for m in LEARNED]).detach(),
+        target_std=torch.stack([spreads[m].std for m in LEARNED]) * counts,
+        target_rank=torch.stack([spreads[m].rank for m in LEARNED]) * counts,
+        by_level=torch.stack(
+            [_by_level(batch, m, flow[m], aligned.cosine[m], levels[m], spreads[m]) for m in LEARNED]
+        ),
         is_still=batch.is_still,
     )
 
@@ -160,36 +161,21 @@ def _aligned(
 
 def _cosines(batch: Draw, followers: dict[str, Tensor], target_BLD: Tensor) -> Alignment:
     """1 - cosine over channels of each token under loss."""
-    cosine, std, rank = {}, [], []
+    cosine, targets = {}, {m: tokens_of(target_BLD, m, batch.layout).float() for m in LEARNED}
     for m in LEARNED:
-        target = tokens_of(target_BLD, m, batch.layout).float()
         # dim=-1: the default is over tokens. fp32: late features exceed what half precision holds.
-        found = F.cosine_similarity(followers[m].float(), target, dim=-1)
+        found = F.cosine_similarity(followers[m].float(), targets[m], dim=-1)
         cosine[m] = torch.where(batch.loss_mask(m), found, found.new_zeros(()))
-        std.append(target.flatten(0, -2).std(dim=0).mean())
-        rank.append(participation_ratio(target))
     loss = {m: torch.where(batch.loss_mask(m), 1 - cosine[m], cosine[m].new_zeros(())) for m in LEARNED}
-    return Alignment(loss, cosine, torch.stack(std).detach(), torch.stack(rank).detach())
-
-
-@torch.no_grad()
-def participation_ratio(features: Tensor) -> Tensor:
-    """(sum of variances)^2 / sum of squared variances along principal axes of [..., D]: 1 to D, a rank that
-    needs no decomposition. From RANK_TOKENS tokens evenly spaced."""
-    flat = features.flatten(0, -2)
-    some = flat[:: max(1, len(flat) // RANK_TOKENS)][:RANK_TOKENS].float()
-    some = some - some.mean(0)
-    covariance = some.T @ some
-    return covariance.trace().square() / covariance.square().sum().clamp_min(1e-20)
+    return Alignment(loss, cosine, {m: [targets[m]] for m in LEARNED})
 
 
 def _frozen_encoders(batch: Draw, predicted: dict[str, Tensor]) -> Alignment:
     """1 - cosine to the features of each encoder, a mean over those of one modality (arXiv 2410.06940)."""
     zero = {m: torch.zeros_like(batch.loss_mask(m), dtype=torch.float32) for m in LEARNED}
     loss, cosine = dict(zero), dict(zero)
-    std, rank = torch.zeros(2, device=batch.valid_BL.device), torch.zeros(2, device=batch.valid_BL.device)
     of_kind = {m: [name for name in predicted if batch.targets[name].modality == m] for m in LEARNED}
-    for index, m in enumerate(LEARNED):
+    for m in LEARNED:
         for name in of_kind[m]:
             target, valid = batch.targets[name].features.float(), batch.targets[name].valid
             found = F.cosine_similarity(predicted[name].float(), target, dim=-1)
@@ -197,9 +183,8 @@ def _frozen_encoders(batch: Draw, predicted: dict[str, Tensor]) -> Alignment:
             share = 1 / len(of_kind[m])
             cosine[m] = cosine[m] + share * torch.where(mask, found, 0.0)
             loss[m] = loss[m] + share * torch.where(mask, 1 - found, 0.0)
-            std[index] += share * target.flatten(0, -2).std(dim=0).mean()
-            rank[index] += share * participation_ratio(target)
-    return Alignment(loss, cosine, std, rank)
+    followed = {m: [batch.targets[name].features.float() for name in of_kind[m]] for m in LEARNED}
+    return Alignment(loss, cosine, followed)
 
 
 def _velocities(
@@ -214,19 +199,25 @@ def _velocities(
         m: torch.stack([_flow(batch, heads[m].float(), x_t[m], t[m], m, cfg) for heads in layers]).mean(0)
         for m in LEARNED
     }
-    zero = torch.zeros(2, device=batch.valid_BL.device)
-    return Alignment(loss, {m: torch.zeros_like(loss[m]) for m in LEARNED}, zero, zero)
+    return Alignment(loss, {m: torch.zeros_like(loss[m]) for m in LEARNED}, {m: [] for m in LEARNED})
 
 
 @torch.no_grad()
-def _by_level(batch: Draw, modality: str, flow: Tensor, cosine: Tensor, t: Tensor) -> Tensor:
-    """[LEVEL_BINS, LEVEL_SUMS] over tokens under loss, by noise level."""
+def _levels_under_loss(batch: Draw, modality: str, t: Tensor) -> Tensor:
+    """[tokens, LEVEL_BINS]: 1 where a token is under loss between two noise levels."""
     bins = (t[..., 0] * LEVEL_BINS).long().clamp_max(LEVEL_BINS - 1)
-    mask = batch.loss_mask(modality)
-    which = F.one_hot(bins, LEVEL_BINS).flatten(0, -2).float() * mask.flatten()[:, None]
+    return F.one_hot(bins, LEVEL_BINS).flatten(0, -2).float() * batch.loss_mask(modality).flatten()[:, None]
+
+
+@torch.no_grad()
+def _by_level(
+    batch: Draw, modality: str, flow: Tensor, cosine: Tensor, level_TN: Tensor, spread: Spread
+) -> Tensor:
+    """[LEVEL_BINS, LEVEL_SUMS] over tokens under loss."""
     masked = batch.of(batch.levels.masked_BL, modality)
     values = (flow, cosine, masked, batch.level_gap(modality), torch.ones_like(flow))
-    return which.T @ torch.stack([value.flatten().float() for value in values], dim=-1)
+    sums = level_TN.T @ torch.stack([value.flatten().float() for value in values], dim=-1)
+    return torch.cat([sums, spread.by_level], dim=1)
 
 
 def _flow(batch: Draw, output: Tensor, x_t: Tensor, t: Tensor, modality: str, cfg: SelfFlowConfig) -> Tensor:

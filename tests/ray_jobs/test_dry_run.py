@@ -14,10 +14,11 @@ import torch
 
 from avtok.load import codec_spec
 from ray_jobs.declared_cluster import Cluster
-from ray_jobs.dry_run import describe, describe_data, dry_run
+from ray_jobs.dry_run import describe, dry_run
 from ray_jobs.errors import UserError
 from ray_jobs.model_cost import build_on_meta, flops_per_step
 from ray_jobs.plan import make_plan
+from ray_jobs.source_size import describe_data
 from ray_jobs.step_memory import LiveBytes, step_memory
 from ray_jobs.worker_memory import sizes
 from tests.ray_jobs.test_cli_errors import complaint, worldmodel
@@ -267,11 +268,21 @@ def test_what_cannot_begin_as_asked_is_refused_in_words(config: str, settings: l
         dry_run(load_config(CONFIGS / config, settings))
 
 
-def test_clips_are_counted_as_the_plan_cuts_them(manifest: Path, clip_folder: Path, cfg: RunConfig):
+BUCKETS = [{"clip_s": 0.5, "size": [64, 64]}, {"clip_s": 1.0, "size": [32, 64]}]
+
+
+@pytest.mark.parametrize("buckets", [[], BUCKETS], ids=["one bucket", "buckets"])
+def test_clips_and_passes_are_counted_as_the_plan_cuts_them(
+    manifest: Path, clip_folder: Path, cfg: RunConfig, buckets: list[Any]
+):
+    values = cfg.model_dump()
+    values["data"] |= {"buckets": buckets, "batch_tokens": 2000 if buckets else None}
+    values["data"] |= {"batch_clips": 1} if buckets else {}
+    cfg = RunConfig.model_validate(values)
     plan = make_plan(str(manifest), cfg)
     found = describe_data(cfg)
     assert (found["known"], found["clips"]) == ("indexed", plan.num_samples)
-    assert found["batches_per_epoch"] == pytest.approx(plan.num_batches_per_epoch, abs=1)
+    assert found["batches_per_epoch"] == plan.num_batches_per_epoch
     folder = cfg.model_copy(update={"data": cfg.data.model_copy(update={"manifest": str(clip_folder)})})
     assert abs(describe_data(folder)["clips"] - plan.num_samples) <= 1  # the silent one is only found later
     with pytest.raises(UserError, match="no such file or folder"):

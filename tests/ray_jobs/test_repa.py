@@ -9,6 +9,7 @@ import pytest
 
 from ray_jobs.errors import UserError
 from ray_jobs.index import index_sources
+from ray_jobs.models import check_encoders
 from ray_jobs.plan import make_plan
 from ray_jobs.preflight import check_given
 from ray_jobs.render import render_clip
@@ -75,3 +76,11 @@ def test_a_folder_that_is_no_encoder_is_told_before_anything_starts(tmp_path):
     known = config_of(tmp_path, [{"name": "dino", "encoder": str(tmp_path), "width": 16}])
     with pytest.raises(UserError, match=r"has no preprocessor_config\.json, no weights .* on every node"):
         check_given(known)
+
+
+def test_a_width_that_is_not_the_encoder_s_is_told_before_anything_starts(tmp_path):
+    target = {"name": "dino", "encoder": str(dino(tmp_path / "dino"))}
+    cfg = config_of(tmp_path, [{**target, "width": 17}])
+    with pytest.raises(UserError, match=r"targets: dino: width=17, and features of .* are 16 wide; use"):
+        check_given(cfg)
+    check_encoders(config_of(tmp_path, [{**target, "width": 16}]).data.targets)

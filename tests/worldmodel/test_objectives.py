@@ -27,7 +27,8 @@ from worldmodel.load_config import load_config
 from worldmodel.model.student import SelfFlowStudent
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.randomness import SampleRandom
-from worldmodel.self_flow import Losses, layers_of, participation_ratio, self_flow_losses
+from worldmodel.self_flow import Losses, layers_of, self_flow_losses
+from worldmodel.spread import participation_ratio, spread_of
 from worldmodel.train.engine import PlainEngine, build_student
 from worldmodel.train.loop import Hooks, train
 
@@ -262,6 +263,41 @@ def test_the_rank_of_features_is_how_many_directions_they_fill():
     few = torch.randn(500, 3, generator=generator) @ directions.T
     assert float(participation_ratio(few)) == pytest.approx(3, abs=0.2)
     assert float(participation_ratio(torch.randn(1000, 20, generator=generator))) > 18
+
+
+def test_spread_and_rank_by_level_are_those_of_the_tokens_at_it():
+    generator = torch.Generator().manual_seed(0)
+    features = 5 + torch.randn(4, 30, 20, generator=generator)
+    level_T = torch.randint(0, 3, (120,), generator=generator)
+    level_T[level_T == 2] = 3  # no token at level 2, one at level 4, some without loss
+    level_T[7] = 4
+    is_learned_T = torch.rand(120, generator=generator) < 0.8
+    is_learned_T[7] = True
+    level_TN = torch.nn.functional.one_hot(level_T, 5) * is_learned_T[:, None]
+    spread = spread_of([features, 3 * features], level_TN.float())
+    for level in (0, 1, 3):
+        there = features.flatten(0, 1)[(level_T == level) & is_learned_T]
+        variances = torch.linalg.eigvalsh(torch.cov(there.T))
+        std, rank, tokens = spread.by_level[level]
+        assert int(tokens) == len(there)
+        torch.testing.assert_close(std / tokens, 2 * there.std(dim=0).mean())
+        torch.testing.assert_close(rank / tokens, variances.sum() ** 2 / variances.square().sum())
+    assert not spread.by_level[[2, 4]].any()
+    torch.testing.assert_close(spread.std, 2 * features.flatten(0, 1).std(dim=0).mean())
+    wide = spread_of([torch.cat([features] * 10, dim=-1)], level_TN.float())  # more channels than tokens
+    torch.testing.assert_close(wide.by_level[:, 1:], spread.by_level[:, 1:])
+    assert not spread_of([], level_TN).by_level.any()
+
+
+def test_rows_tell_spread_and_rank_by_noise_level_where_something_is_followed(layout, batch):
+    for rep, is_told in (("ema", True), ("layersync", True), ("none", False)):
+        cfg = tiny_config(objective={"rep": rep}, train={"steps": 1})
+        rows: list[dict[str, float]] = []
+        hooks = Hooks(commit=lambda step: None, on_row=rows.append)
+        train(PlainEngine(cfg, layout), iter([[batch]]), cfg, layout, start_step=0, hooks=hooks)
+        told = [value for name, value in rows[0].items() if name.startswith("teacher_") and "_t0" in name]
+        assert bool(told) == is_told
+        assert all(value > 0 for value in told)
 
 
 def test_losses_by_noise_level_add_up_to_the_whole(layout, batch):

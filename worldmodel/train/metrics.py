@@ -14,6 +14,14 @@ from worldmodel.layout import LEARNED
 from worldmodel.self_flow import LEVEL_BINS, LEVEL_SUMS, Losses
 from worldmodel.train.gradient_norms import PARTS
 
+BY_LEVEL_MEANS = {
+    "loss": ("flow", "count"),
+    "cosine": ("cosine", "count"),
+    "mask_share": ("masked", "count"),
+    "level_gap": ("gap", "count"),
+    "teacher_std": ("std", "sampled"),
+    "teacher_rank": ("rank", "sampled"),
+}
 BY_LEVEL = (len(LEARNED), LEVEL_BINS, len(LEVEL_SUMS))
 
 
@@ -162,12 +170,12 @@ def step_row(
 
 def _by_level(sums: Tensor) -> dict[str, float]:
     """Means of each modality between noise levels, such as loss_video_t0.2_0.4."""
-    named = {"flow": "loss", "masked": "mask_share", "gap": "level_gap"}
     row = {}
     for m, modality in enumerate(LEARNED):
-        for bin_, (*values, count) in enumerate(sums[m].tolist()):
+        for bin_, values in enumerate(sums[m].tolist()):
+            found: dict[str, float] = dict(zip(LEVEL_SUMS, values, strict=True))
             between = f"{modality}_t{bin_ / LEVEL_BINS:.1f}_{(bin_ + 1) / LEVEL_BINS:.1f}"
-            if count:
-                for name, value in zip(LEVEL_SUMS, values, strict=False):
-                    row[f"{named.get(name, name)}_{between}"] = value / count
+            for name, (total, over) in BY_LEVEL_MEANS.items():
+                if found[over]:
+                    row[f"{name}_{between}"] = found[total] / found[over]
     return row
