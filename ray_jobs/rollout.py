@@ -185,7 +185,8 @@ class RolloutActor:
         batch = to_latent_batch(self.encode.encode_batch(-1, -1, ids, self.encode.own))
         chunk_s = self.cfg.chunk_s
         prefix_chunks = round(self.rollout.prefix_s / chunk_s)
-        sessions = RolloutSessions(self.loaded.model, self.rollout, self.loaded.prediction)
+        batch = batch.only(self.cfg.made)
+        sessions = RolloutSessions(self.loaded.model, self.rollout, self.loaded.prediction, self.cfg.made)
         sessions.reset(batch, prefix_chunks=prefix_chunks, seeds=[p.seed for p in prompts])
         for _ in range(round(self.rollout.seconds / chunk_s)):
             sessions.step()

@@ -83,7 +83,11 @@ class ModelFacts:
             "chunk_seconds": model.chunk_frames / data.fps,
             "caption_bytes": model.text_tokens,
             "speech_bytes": model.speech_bytes,
-            "inputs": ["input_image", "input_video", "input_audio"],
+            "inputs": [
+                f"input_{what}"
+                for what, of in (("image", "video"), ("video", "video"), ("audio", "audio"))
+                if of in self.cfg.made
+            ],
             "steps": rollout.steps,
             "guidance": rollout.guidance_text,
             "speech_guidance": rollout.guidance_speech if model.speech_bytes else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -50,6 +51,20 @@ class LatentBatch:
     @property
     def num_clips(self) -> int:
         return self.sample_ids_B.shape[0]
+
+    def only(self, modalities: Collection[str]) -> LatentBatch:
+        """As if clips had no others of "video" and "audio"."""
+        there = {"video": self.video, "audio": self.audio}
+        gone = {
+            name: replace(
+                part,
+                valid_BT=torch.zeros_like(part.valid_BT),
+                loss_mask_BT=torch.zeros_like(part.loss_mask_BT),
+            )
+            for name, part in there.items()
+            if name not in modalities
+        }
+        return replace(self, **gone)
 
     def to(self, device: torch.device | str) -> LatentBatch:
         """The same micro-batch on another device."""

@@ -265,6 +265,13 @@ class RunConfig(Part):
         return self.model.chunk_frames / self.data.fps
 
     @property
+    def made(self) -> tuple[str, ...]:
+        """Modalities that the model makes: "video", "audio" or both. What is never trained is no part of a
+        clip."""
+        alone = {"video": self.objective.picture_alone, "audio": self.objective.sound_alone}
+        return tuple(name for name, share in alone.items() if share == 1) or tuple(alone)
+
+    @property
     def num_chunks(self) -> int:
         """Chunks of one training clip."""
         return round(self.data.clip_s / self.chunk_s)

@@ -23,6 +23,7 @@ from avtok.load import load_codec
 from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.config import RolloutConfig, RunConfig
 from worldmodel.export import codecs_of, load_model
+from worldmodel.layout import LEARNED
 from worldmodel.lora import merge_lora, read_lora, restore
 from worldmodel.model.text import encode_texts
 from worldmodel.model.transformer import WorldTransformer
@@ -42,7 +43,8 @@ class BadRequest(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """frames uint8 RGB [T, H, W, 3], audio float32 mono [N]. seed makes it again, and sha256 (of latents and
+    """frames uint8 RGB [T, H, W, 3], audio float32 mono [N]; black or silent where the model was trained
+    without them, as `made` says. seed makes it again, and sha256 (of latents and
     frames) tells whether it is the same."""
 
     frames: np.ndarray
@@ -53,13 +55,16 @@ class Clip:
     seed: int
     latents: Latents
     sha256: str
+    made: tuple[str, ...] = LEARNED
 
     def save(self, path: str | Path) -> Path:
-        """Writes an .mp4 with sound."""
+        """Writes an .mp4 with sound; without a track of what the model does not make."""
         from avtok.mux import write_clip
 
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_clip(path, self.frames, self.audio, fps=self.frame_rate, sample_rate=self.sampling_rate)
+        frames = self.frames if "video" in self.made else None
+        sound = self.audio if "audio" in self.made else None
+        write_clip(path, frames, sound, fps=self.frame_rate, sample_rate=self.sampling_rate)
         return Path(path)
 
 
@@ -158,11 +163,22 @@ class WorldModelPipeline:
         rollout = self._rollout(num_inference_steps, guidance_scale, speech_guidance_scale)
         with one_thread():
             latents = self._latents(prompt, given, num_frames // chunk, seed, rollout, progress)
-            frames = np.asarray(self.video.decode(latents.video[0]))
-            sound = np.asarray(self.audio.decode(latents.audio[0]), dtype=np.float32)
+            frames, sound = self._decoded(latents, num_frames)
         digest = hashlib.sha256(latents.video.numpy().tobytes() + latents.audio.numpy().tobytes())
         digest.update(np.ascontiguousarray(frames).tobytes())
-        return Clip(frames, sound, data.fps, data.sample_rate, prompt, seed, latents, digest.hexdigest())
+        sha256, made = digest.hexdigest(), self.cfg.made
+        return Clip(frames, sound, data.fps, data.sample_rate, prompt, seed, latents, sha256, made)
+
+    def _decoded(self, latents: Latents, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frames and sound; black, or silent, where the model makes none."""
+        data, made = self.cfg.data, self.cfg.made
+        if "video" not in made:
+            frames = np.zeros((num_frames, *data.size, 3), np.uint8)
+        else:
+            frames = np.asarray(self.video.decode(latents.video[0]))
+        if "audio" not in made:
+            return frames, np.zeros(num_frames * data.sample_rate // data.fps, np.float32)
+        return frames, np.asarray(self.audio.decode(latents.audio[0]), dtype=np.float32)
 
     def _rollout(self, steps: int | None, caption: float | None, speech: float | None) -> RolloutConfig:
         """The model's own with what is given instead."""
@@ -185,7 +201,7 @@ class WorldModelPipeline:
         progress: Progress | None,
     ) -> Latents:
         first = given.num_frames // self.cfg.model.chunk_frames
-        sessions = RolloutSessions(self.model, rollout, self.prediction)
+        sessions = RolloutSessions(self.model, rollout, self.prediction, self.cfg.made)
         sessions.reset(self._batch(prompt, given, num_chunks), prefix_chunks=first, seeds=[seed])
         for index in range(first, num_chunks):
             sessions.step(given=() if given.whole_audio_N is None else ("audio",))
@@ -232,6 +248,10 @@ class WorldModelPipeline:
             raise BadRequest(f"frame_rate={frame_rate} is asked, and {self.name} makes {data.fps}; use that")
 
     def _given(self, image: Media | None, video: Media | None, audio: Media | None, num_frames: int) -> Given:
+        if audio is not None and "audio" not in self.cfg.made:
+            raise BadRequest(f"audio is given, and {self.name} was trained without sound; leave it out")
+        if (image is not None or video is not None) and "video" not in self.cfg.made:
+            raise BadRequest(f"a picture is given, and {self.name} was trained without any; leave it out")
         if image is not None and video is not None:
             raise BadRequest("image and video are both given as the beginning; give one of them")
         if image is not None:

@@ -88,14 +88,16 @@ class Sampler:
         sound_lag: int = 0,
         guidance: Guidance | None = None,
         caption_chunks: int | None = None,
+        made: Collection[str] = LEARNED,
     ) -> None:
         """sound_lag: ODE steps by which sound follows the picture, so that it is made from what is seen.
         guidance: how far each condition is followed; anything but 1 costs one more row a session.
         caption_chunks: after so many chunks, of the prefix, too, the caption is no longer exaggerated; None
-        is never. A caption that is to be followed less than as trained is so throughout."""
+        is never. A caption that is to be followed less than as trained is so throughout.
+        made: modalities that there are; of others latents are zeros that nobody sees."""
         self.model, self.prediction, self.steps, self.context_noise = model, prediction, steps, context_noise
         self.sound_lag, self.guidance = sound_lag, guidance or Guidance()
-        self.caption_chunks = caption_chunks
+        self.caption_chunks, self.made = caption_chunks, made
         self.layout = model.layout.of(num_chunks=1, text=False)
         self.seeds, self.device = seeds, text_BN.device
         self.cache = WindowCache(window_chunks=model.cfg.window_chunks, sink_chunks=model.cfg.sink_chunks)
@@ -127,21 +129,26 @@ class Sampler:
         """
         given = given or {}
         index, num = self.cache.num_chunks, len(self.seeds)
-        layout, ones = self.layout, torch.ones(num, dtype=torch.bool, device=self.device)
+        layout = self.layout
         like = {
             "video": torch.empty(num, layout.video_tokens, layout.video_values),
             "audio": torch.empty(num, layout.audio_tokens, layout.audio_values),
         }
-        x = {modality: self._noise(modality, index, 0, shape) for modality, shape in like.items()} | given
-        chunk = Chunk(x["video"], x["audio"], ones, ones, actions_BA, actions_valid_B)
-        for now, following in pairwise(self._schedule(given)):
+        there = {m: torch.full((num,), m in self.made, device=self.device) for m in LEARNED}
+        absent = {m: torch.zeros_like(like[m], device=self.device) for m in LEARNED if m not in self.made}
+        fixed = given | absent
+        x = {m: self._noise(m, index, 0, shape) for m, shape in like.items()} | fixed
+        chunk = Chunk(x["video"], x["audio"], there["video"], there["audio"], actions_BA, actions_valid_B)
+        for now, following in pairwise(self._schedule(fixed)):
             out, _ = self._forward(chunk, x, (now[0], now[1]))
             for index_of, modality in enumerate(x):
+                if modality in fixed:
+                    continue
                 t, after = now[index_of], following[index_of]
                 guided = self.guidance.combine(out[modality][:, 0])
                 v = predicted_velocity(guided, x[modality], t, self.prediction)
                 x[modality] = x[modality] + (after - t) * v
-        chunk = Chunk(x["video"], x["audio"], ones, ones, actions_BA, actions_valid_B)
+        chunk = replace(chunk, video_BVC=x["video"], audio_BTC=x["audio"])
         self.append(chunk)
         return chunk
 

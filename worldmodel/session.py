@@ -12,7 +12,7 @@ from worldmodel.batch import LatentBatch, ModalityLatents
 from worldmodel.chunk import Chunk
 from worldmodel.config import RolloutConfig
 from worldmodel.guidance import Guidance
-from worldmodel.layout import Layout
+from worldmodel.layout import LEARNED, Layout
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.sampler import Sampler
 
@@ -30,11 +30,12 @@ class Latents:
 @dataclass
 class RolloutSessions:
     """Several sessions of one model. Each depends on its own seed, prefix and actions only, never on its
-    neighbours."""
+    neighbours. made: modalities that the model makes; others are not seen in a prefix either."""
 
     model: WorldTransformer
     cfg: RolloutConfig
     prediction: str
+    made: Collection[str] = LEARNED
     log: list[tuple[str, Tensor | None, tuple[str, ...]]] = field(default_factory=list)
 
     def reset(self, prefix: LatentBatch, *, prefix_chunks: int, seeds: list[int]) -> None:
@@ -48,6 +49,7 @@ class RolloutSessions:
             )
         if len(seeds) != prefix.num_clips:
             raise ValueError(f"{prefix.num_clips} sessions need as many seeds, got {len(seeds)}")
+        prefix = prefix.only(self.made)
         self.prefix, self.prefix_chunks, self.seeds = prefix, prefix_chunks, seeds
         self.log = []
         self.sampler = Sampler(
@@ -60,6 +62,7 @@ class RolloutSessions:
             caption_chunks=self.cfg.guidance_text_chunks,
             text_BN=prefix.text_BN,
             seeds=seeds,
+            made=self.made,
         )
         whole = layout.of(num_chunks=available, text=False)
         chunks = prefix_as_chunks(prefix, whole)

@@ -21,6 +21,7 @@ from PIL import Image
 from ray.train.torch import TorchTrainer
 from typer.testing import CliRunner
 
+from avtok.decode import probe
 from avtok.mux import write_clip
 from ray_jobs.cli import app
 from ray_jobs.cluster import connect, tasks_at_once
@@ -273,6 +274,18 @@ def test_rollouts_depend_on_their_seed_and_not_on_who_shares_the_actor(whole, ru
         _, alone = actor.generate([prompt])
         assert torch.allclose(together.video[i], alone.video[0], atol=1e-3)
         assert torch.allclose(together.audio[i], alone.audio[0], atol=1e-3)
+
+
+def test_rollouts_of_a_model_without_sound_are_files_without_it(whole, runs, tmp_path):
+    folder = RunFolder(runs.whole)
+    plan = Plan.load(folder.plan)
+    (first, *_) = json.loads((folder.rollouts / "rollouts.json").read_text())
+    actor = RolloutActor(str(folder.export), plan, runs.whole.rollout, str(tmp_path))
+    objective = actor.cfg.objective.model_copy(update={"picture_alone": 1.0})
+    for has_sound in (True, False):
+        (row,) = actor.run([Prompt(first["sample_id"], seed=1)])
+        assert probe(str(tmp_path / row["rollout"])).has_audio == has_sound
+        actor.cfg = actor.cfg.model_copy(update={"objective": objective})
 
 
 def test_clips_of_ones_own_are_continued_by_a_command_as_files_and_a_picture(whole, clips, tmp_path):

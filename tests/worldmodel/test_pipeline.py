@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from avtok.decode import decode_clip
+from avtok.decode import decode_clip, probe
 from avtok.mux import write_clip
 from worldmodel.pipeline import BadRequest, Clip, WorldModelPipeline
 from worldmodel.prompt import Prompt, PromptError
@@ -90,6 +90,24 @@ def test_given_sound_is_kept_and_decides_the_picture(pipe, episode):
     assert torch.allclose(heard.latents.audio[0], latents.float(), atol=1e-5)
     assert not np.array_equal(heard.frames, quiet.frames)
     assert np.abs(quiet.audio).max() < 0.05
+
+
+@pytest.mark.parametrize("alone", ["picture", "sound"])
+def test_a_model_of_one_modality_makes_that_alone(pipe, episode, tmp_path, alone):
+    objective = pipe.cfg.objective.model_copy(update={f"{alone}_alone": 1.0})
+    cfg = pipe.cfg.model_copy(update={"objective": objective})
+    own = WorldModelPipeline(pipe.model, cfg, pipe.prediction, video=pipe.video, audio=pipe.audio, name="own")
+    made = own(PROMPT, num_frames=8, num_inference_steps=2, seed=1)
+    assert (made.frames.shape, made.audio.shape) == ((8, 64, 64, 3), (8000,))
+    assert (made.frames.any(), made.audio.any()) == (alone == "picture", alone == "sound")
+    info = probe(str(made.save(tmp_path / "clip.mp4")))
+    assert (info.has_video, info.has_audio) == (alone == "picture", alone == "sound")
+    given, said = {
+        "picture": ({"audio": episode.audio_N}, "audio is given, and own was trained without sound"),
+        "sound": ({"image": episode.video_THWC[0]}, "a picture is given, and own was trained without any"),
+    }[alone]
+    with pytest.raises(BadRequest, match=said):
+        own(PROMPT, **given)
 
 
 def test_steps_and_guidance_are_the_models_own_unless_given(pipe):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from worldmodel.flow import add_noise
 from worldmodel.layout import Layout
 from worldmodel.model.transformer import Tokens, WorldTransformer
 from worldmodel.sampler import CachedChunk, Chunk, Sampler
-from worldmodel.session import RolloutSessions, prefix_as_chunks
+from worldmodel.session import Latents, RolloutSessions, prefix_as_chunks
 
 # B sessions, L tokens, N chunks, K noise levels, J cached tokens.
 
@@ -257,6 +259,30 @@ def test_a_prefix_without_sound_is_continued_with_finite_picture_and_sound():
     assert torch.isfinite(silent.audio).all()
     heard = rolled(model, make_batch(layout), [1, 2, 3, 4]).latents()
     assert not torch.allclose(silent.video[:, 2:], heard.video[:, 2:], atol=1e-2)
+
+
+@pytest.mark.parametrize(("made", "absent"), [("video", "audio"), ("audio", "video")])
+def test_what_a_model_does_not_make_is_neither_seen_nor_made(made: str, absent: str):
+    model, layout = build(window=3, sink=1, num_chunks=4)
+    batch, seeds = make_batch(layout), [1, 2, 3, 4]
+
+    def continued(prefix: LatentBatch, *modalities: str) -> Latents:
+        sessions = RolloutSessions(model, ROLLOUT, "x", modalities)
+        sessions.reset(prefix, prefix_chunks=2, seeds=seeds)
+        for _ in range(3):
+            sessions.step()
+        return sessions.latents()
+
+    alone = continued(batch, made)
+    part = getattr(batch, absent)
+    other = replace(batch, **{absent: replace(part, latents=torch.randn_like(part.latents))})
+    again = continued(other, made)
+    assert torch.equal(getattr(again, made), getattr(alone, made))
+    steps = {"video": layout.video_steps, "audio": layout.audio_steps}
+    assert not getattr(alone, absent)[:, 2 * steps[absent] :].any()
+    assert getattr(alone, made)[:, 2 * steps[made] :].any()
+    beside = continued(batch, "video", "audio")
+    assert not torch.allclose(getattr(beside, made), getattr(alone, made), atol=1e-2)
 
 
 def test_a_prefix_that_does_not_fit_is_said():

@@ -180,7 +180,7 @@ def _rolled(
     model: WorldTransformer, cfg: RunConfig, video: Decoder, batch: LatentBatch, seeds: list[int]
 ) -> list[np.ndarray]:
     """Pictures of whole clips, their beginning as it is coded."""
-    sessions = RolloutSessions(model, cfg.rollout, cfg.objective.prediction)
+    sessions = RolloutSessions(model, cfg.rollout, cfg.objective.prediction, cfg.made)
     sessions.reset(batch, prefix_chunks=round(cfg.rollout.prefix_s / cfg.chunk_s), seeds=seeds)
     for _ in range(round(cfg.rollout.seconds / cfg.chunk_s)):
         sessions.step()

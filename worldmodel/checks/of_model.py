@@ -81,7 +81,7 @@ def continue_clips(
     for first in range(0, len(clips), size):
         rows = range(first, min(first + size, len(clips)))
         batch = clips.batch(rows, longer, epoch=-1, batch_id=0).to(device)
-        sessions = RolloutSessions(model, rollout, cfg.objective.prediction)
+        sessions = RolloutSessions(model, rollout, cfg.objective.prediction, cfg.made)
         seeds = clips.seeds_E[rows.start : rows.stop].tolist()
         sessions.reset(batch, prefix_chunks=round(rollout.prefix_s / cfg.chunk_s), seeds=seeds)
         for _ in range(round(rollout.seconds / cfg.chunk_s)):
@@ -129,7 +129,7 @@ def check_rollouts(
     rollouts, truths = [], []
     for row, seed in enumerate(seeds):
         episode = make_episode(world_settings(world, split), seed=seed, duration_s=_length_s(cfg))
-        rollouts.append(CheckClip(video.decode(latents.video[row]), audio.decode(latents.audio[row])))
+        rollouts.append(decoded_clip(latents, row, cfg, video, audio))
         truths.append(CheckClip(episode.video_THWC, episode.audio_N, scene_of(episode.truth)))
     return run_checks(
         rollouts,
@@ -138,6 +138,14 @@ def check_rollouts(
         fps=cfg.data.fps,
         sample_rate=cfg.data.sample_rate,
         seed=cfg.seed,
+    )
+
+
+def decoded_clip(latents: Latents, row: int, cfg: RunConfig, video: Decoder, audio: Decoder) -> CheckClip:
+    """One clip of a model, without what it does not make."""
+    return CheckClip(
+        video.decode(latents.video[row]) if "video" in cfg.made else None,
+        audio.decode(latents.audio[row]) if "audio" in cfg.made else None,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.batch import LatentBatch, ModalityLatents
-from worldmodel.checks.of_model import Decoder
+from worldmodel.checks.of_model import Decoder, decoded_clip
 from worldmodel.checks.result import CheckClip
 from worldmodel.config import RolloutConfig, RunConfig
 from worldmodel.model.text import encode_texts
@@ -62,9 +62,7 @@ def from_prompts(
         latents = sessions.latents()
         for row, episode in enumerate(episodes):
             found.truths.append(episode.truth)
-            found.generated.append(
-                CheckClip(video.decode(latents.video[row]), audio.decode(latents.audio[row]))
-            )
+            found.generated.append(decoded_clip(latents, row, cfg, video, audio))
             found.codec.append(
                 CheckClip(
                     video.decode(video.encode(episode.video_THWC)),
@@ -80,7 +78,7 @@ def from_nothing(
     """Sessions that start with their texts and no chunk at all."""
     layout = model.layout.of(num_chunks=1, text=True)
     rows, columns = (grid * patch for grid, patch in zip(layout.video_grid, layout.patch, strict=True))
-    sessions = RolloutSessions(model, rollout, cfg.objective.prediction)
+    sessions = RolloutSessions(model, rollout, cfg.objective.prediction, cfg.made)
     num, frames = len(texts_BN), layout.chunk_frames
     absent = LatentBatch(
         epoch=-1,

@@ -90,7 +90,7 @@ class ModelBackend:
         clips = WorldClips(np.asarray(seeds), *(np.stack(part) for part in zip(*encoded, strict=True)))
         cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"clip_s": length_s})})
         batch = clips.batch(range(len(rows)), cfg, epoch=-1, batch_id=-1).to(self.device)
-        sessions = RolloutSessions(self.pipe.model, self.rollout, self.pipe.prediction)
+        sessions = RolloutSessions(self.pipe.model, self.rollout, self.pipe.prediction, cfg.made)
         sessions.reset(batch, prefix_chunks=face.prefix_frames // face.chunk_frames, seeds=seeds)
         for row, episode, warmup_P2 in zip(rows, episodes, warmup_RP2, strict=True):
             truth, twin = episode.truth, None
