@@ -7,9 +7,12 @@ kept. Clips are made once for all runs.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -48,6 +51,8 @@ from worldmodel.train.engine import pick_device
 from worldmodel.train.loop import EVALUATED_T, TrainingDiverged
 from worldmodel.train.no_compiler import turn_compiler_off
 from worldmodel.worlds.clips import HELD_OUT_SEED, WorldClips
+
+PR_SET_PDEATHSIG = 1  # of Linux: a signal for a process whose parent died
 
 RESULT, AVERAGE, TRAINED_AS = "result.json", "average.safetensors", "trained_as.txt"
 # Raised with any change to what a config means in training, and to what a trained arm is asked: results from
@@ -99,7 +104,7 @@ def _run_all(
     if not missing or time.monotonic() >= ends_at:
         return found
     _prepare(tier, out)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with pool_of(workers) as pool:
         waiting = {pool.submit(run_arm, tier, run, out, ends_at): run for run in missing}
         for done in as_completed(waiting):
             try:
@@ -112,6 +117,16 @@ def _run_all(
                 told = result.get("diverged") or f"loss {result['loss']:.4f}"
                 say(f"{len(found)} of {len(runs)}: {waiting[done].name}: {told}")
     return found
+
+
+def pool_of(workers: int) -> ProcessPoolExecutor:
+    """Processes that end when this one does, however it ends; each run keeps what it had committed."""
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def finished(tier: Tier, run: Run, out: Path) -> Result | None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -305,3 +310,27 @@ def test_on_clips_of_one_s_own_arms_are_compared_by_what_needs_no_truth(tmp_path
     assert others != prepared  # so no run goes on with other clips
     with pytest.raises(UserError, match=r"can be held out .* 100 and 4 are needed; give mo"):
         prepare_manifest(clips, cfg, 100, tmp_path / "out")
+
+
+ROOT = Path(__file__).parents[2]
+POOL = """
+import os, sys, time
+from benchmarks.experiment.run_arms import pool_of
+
+if __name__ == "__main__":
+    with pool_of(1) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+def test_a_killed_experiment_leaves_no_process_behind(tmp_path):
+    script = tmp_path / "pool.py"
+    script.write_text(POOL)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tokenizers")])}
+    parent = subprocess.Popen([sys.executable, str(script)], env=env, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    worker.wait(timeout=60)
