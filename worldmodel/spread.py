@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TOKENS = 1024  # of a micro-batch, evenly spaced, from which a rank is estimated
-TOKENS_BY_LEVEL = 512  # for all levels together
+# T tokens, D width, G groups of tokens.
+
+TOKENS = 256  # of a micro-batch, evenly spaced, from which both are estimated; no rank is higher
 FEWEST = 2  # tokens that have a spread
 
 
 @dataclass(frozen=True)
 class Spread:
-    """std: of a channel, a mean over channels. rank: 1 to D. by_level [levels, 3]: std and rank times the
-    tokens that they were estimated from, and these."""
+    """std: of a channel, a mean over channels. rank: participation ratio. by_level [levels, 3]: std and rank
+    times the tokens that they were estimated from, and these."""
 
     std: Tensor
     rank: Tensor
@@ -30,40 +31,41 @@ def spread_of(features: list[Tensor], level_TN: Tensor) -> Spread:
     if not features:
         zero = level_TN.new_zeros(())
         return Spread(zero, zero, level_TN.new_zeros(level_TN.shape[1], 3))
-    std = [x.flatten(0, -2).std(dim=0).mean() for x in features]
-    rank = [participation_ratio(x) for x in features]
-    by_level = [_by_level(x, level_TN) for x in features]
-    return Spread(*(torch.stack(values).mean(0) for values in (std, rank, by_level)))
+    groups_TG = torch.cat([level_TN.new_ones(len(level_TN), 1), level_TN], dim=1)  # the first is of all
+    found_G3 = torch.stack([_of_groups(x.flatten(0, -2), groups_TG) for x in features]).mean(0)
+    std, rank, tokens = found_G3[0]
+    return Spread(std / tokens.clamp_min(1), rank / tokens.clamp_min(1), found_G3[1:])
 
 
-@torch.no_grad()
 def participation_ratio(features: Tensor) -> Tensor:
     """(sum of variances)^2 / sum of squared variances along principal axes of [..., D]: 1 to D, a rank that
     needs no decomposition."""
-    some_TD = _evenly(features.flatten(0, -2), TOKENS).float()
-    return _ratio((some_TD - some_TD.mean(0))[None])[0]
+    return spread_of([features], features.new_zeros(features[..., 0].numel(), 0)).rank
 
 
-def _by_level(features: Tensor, level_TN: Tensor) -> Tensor:
-    some_TD = _evenly(features.flatten(0, -2), TOKENS_BY_LEVEL).float()
-    weight_NT = _evenly(level_TN, TOKENS_BY_LEVEL).float().T
-    tokens_N = weight_NT.sum(1)
-    mean_ND = weight_NT @ some_TD / tokens_N.clamp_min(1)[:, None]
-    centred_NTD = (some_TD - mean_ND[:, None]) * weight_NT[..., None]
-    variance_ND = centred_NTD.square().sum(1) / (tokens_N - 1).clamp_min(1)[:, None]
-    tokens_N = tokens_N * (tokens_N >= FEWEST)
-    std_N, rank_N = variance_ND.sqrt().mean(1), _ratio(centred_NTD)
-    return torch.stack([std_N * tokens_N, rank_N * tokens_N, tokens_N], dim=1)
+def _of_groups(features_TD: Tensor, groups_TG: Tensor) -> Tensor:
+    """[G, 3]: std and rank of the tokens of each group times their number, and that.
+
+    Products between tokens tell the sum of squared variances: tokens are fewer than channels. In float64, for
+    groups may lie much further apart than their tokens.
+    """
+    some_TD = _evenly(features_TD).double()
+    some_TD = some_TD - some_TD.mean(0)
+    in_GT = _evenly(groups_TG).double().T
+    count_G = in_GT.sum(1)
+    some_G = count_G.clamp_min(1)
+    mean_GD = in_GT @ some_TD / some_G[:, None]
+    squares_GD = (in_GT @ some_TD.square() - some_G[:, None] * mean_GD.square()).clamp_min(0)
+    std_G = (squares_GD / (some_G - 1).clamp_min(1)[:, None]).sqrt().mean(1)
+    # ((x_i - m) . (x_j - m))^2 summed over tokens i and j, with the mean m of a group, multiplied out.
+    product_TT, to_mean_GT = some_TD @ some_TD.T, mean_GD @ some_TD.T
+    squared_G = ((in_GT @ product_TT.square()) * in_GT).sum(1)
+    squared_G -= 2 * some_G * (in_GT * to_mean_GT.square()).sum(1)
+    squared_G += (some_G * mean_GD.square().sum(1)).square()
+    rank_G = squares_GD.sum(1).square() / squared_G.clamp_min(1e-20)
+    told_G = count_G * (count_G >= FEWEST)
+    return torch.stack([std_G * told_G, rank_G * told_G, told_G], dim=1).float()
 
 
-def _ratio(centred_NTD: Tensor) -> Tensor:
-    """Of what varies about zero. Whichever of tokens and channels are fewer make the matrix."""
-    tokens, channels = centred_NTD.shape[1:]
-    other = centred_NTD.mT
-    covariance = other @ centred_NTD if channels < tokens else centred_NTD @ other
-    trace = covariance.diagonal(dim1=1, dim2=2).sum(1)
-    return trace.square() / covariance.square().sum((1, 2)).clamp_min(1e-20)
-
-
-def _evenly(x_T: Tensor, most: int) -> Tensor:
-    return x_T[:: max(1, len(x_T) // most)][:most]
+def _evenly(x_T: Tensor) -> Tensor:
+    return x_T[:: max(1, len(x_T) // TOKENS)][:TOKENS]
