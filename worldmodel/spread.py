@@ -46,8 +46,8 @@ def participation_ratio(features: Tensor) -> Tensor:
 def _of_groups(features_TD: Tensor, groups_TG: Tensor) -> Tensor:
     """[G, 3]: std and rank of the tokens of each group times their number, and that.
 
-    Products between tokens tell the sum of squared variances: tokens are fewer than channels. In float64, for
-    groups may lie much further apart than their tokens.
+    Products between tokens tell the sum of squared variances: tokens are mostly fewer than channels. In
+    float64, for groups may lie much further apart than their tokens.
     """
     some_TD = _evenly(features_TD).double()
     some_TD = some_TD - some_TD.mean(0)
@@ -62,7 +62,7 @@ def _of_groups(features_TD: Tensor, groups_TG: Tensor) -> Tensor:
     squared_G = ((in_GT @ product_TT.square()) * in_GT).sum(1)
     squared_G -= 2 * some_G * (in_GT * to_mean_GT.square()).sum(1)
     squared_G += (some_G * mean_GD.square().sum(1)).square()
-    rank_G = squares_GD.sum(1).square() / squared_G.clamp_min(1e-20)
+    rank_G = (squares_GD.sum(1).square() / squared_G.clamp_min(1e-20)).minimum(some_G)
     told_G = count_G * (count_G >= FEWEST)
     return torch.stack([std_G * told_G, rank_G * told_G, told_G], dim=1).float()
 
