@@ -29,6 +29,8 @@ def check_prompts_of(
         raise UserError(f"--clips {clips}: another prompt is what each is compared with; make at least 2")
     if world == "talker" and not cfg.model.speech_bytes:
         raise UserError(f"{cfg.name}: does not speak (model.speech_bytes is 0); use --world bounce")
+    if world == "talker" and "audio" not in cfg.made:
+        raise UserError(f"{cfg.name}: makes no sound (objective.picture_alone is 1); use --world bounce")
     codecs: list[Any] = [load_codec(name) for name in codecs_of(folder, cfg)]
     seeds = range(FIRST_SEED, FIRST_SEED + clips)
     try:

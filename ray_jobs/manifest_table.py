@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -93,7 +93,7 @@ def joined(info: MediaInfo, sound: MediaInfo) -> MediaInfo:
     return replace(info, has_audio=True, reason=reason, **taken)
 
 
-def write_manifest(path: str | BinaryIO, rows: list[dict[str, Any]]) -> None:
+def write_manifest(path: str, rows: list[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), path)
 
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ray_jobs.errors import UserError
-from ray_jobs.resolve import told_width
+from ray_jobs.resolve import hidden_size
 from worldmodel.config import LoraConfig, TargetConfig
 from worldmodel.model_folder import model_folder
 
@@ -61,7 +61,7 @@ def check_encoders(targets: Sequence[TargetConfig]) -> None:
 
 def _check_width(target: TargetConfig) -> None:
     try:
-        told = told_width(target.encoder)
+        told = hidden_size(target.encoder)
     except ValueError:  # of its config.json: loading it says more
         return
     if target.width and told and told != target.width:

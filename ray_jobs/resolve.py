@@ -24,26 +24,33 @@ def resolved(cfg: RunConfig) -> RunConfig:
 def encoder_width(name: str, folder: str) -> int:
     """UserError for a folder that is no encoder, or does not tell."""
     try:
-        width = told_width(folder)
+        config = _config_of(folder)
     except (OSError, ValueError) as error:
         raise UserError(
             f"data.targets: {name}: {_config_file(folder)}: {type(error).__name__}; give the folder of a "
             "transformers encoder, or for a dry run elsewhere its width"
         ) from None
-    if width is None:
+    width = (config.get("hidden_sizes") or [config.get("hidden_size") or config.get("d_model")])[-1]
+    if not isinstance(width, int):
         raise UserError(
             f"data.targets: {name}: {_config_file(folder)} names no hidden_size; set data.targets width"
         )
     return width
 
 
-def told_width(folder: str) -> int | None:
-    """hidden_size of a transformers model, of its vision part where it has two; None where it is not told.
-    OSError or ValueError for a folder that is none."""
-    config: dict[str, Any] = json.loads(_config_file(folder).read_text("utf-8"))
-    config = config.get("vision_config", config)
-    width = (config.get("hidden_sizes") or [config.get("hidden_size") or config.get("d_model")])[-1]
-    return width if isinstance(width, int) else None
+def hidden_size(folder: str) -> int | None:
+    """Of a transformers model, of its vision part where it has two; None where it is not told, or is one of
+    several. OSError or ValueError for a folder that is none."""
+    config = _config_of(folder)
+    width = config.get("hidden_size") or config.get("d_model")
+    return width if isinstance(width, int) and not config.get("hidden_sizes") else None
+
+
+def _config_of(folder: str) -> dict[str, Any]:
+    config: Any = json.loads(_config_file(folder).read_text("utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError("no mapping")
+    return config.get("vision_config") or config
 
 
 def _config_file(folder: str) -> Path:

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from avtok.decode import ClipError, probe
+from avtok.media import MediaInfo
 from ray_jobs.buckets import buckets_of
 from ray_jobs.cuts import make_cuts
 from ray_jobs.errors import UserError
 from ray_jobs.manifest_columns import ManifestColumns
-from ray_jobs.manifest_table import manifest_row, write_manifest
+from ray_jobs.manifest_table import MANIFEST_SCHEMA, manifest_row, read_manifest
 from ray_jobs.sources import SourceRow, read_sources
 from worldmodel.config import RunConfig
 
 PROBED = 64  # files of a source that was not indexed; the rest are taken to be like them
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What was found out about one source. share: how many times as many rows it has."""
+
+    columns: str | BinaryIO
+    known: str
+    share: float = 1.0
 
 
 def describe_data(cfg: RunConfig) -> dict[str, Any]:
@@ -26,12 +39,34 @@ def describe_data(cfg: RunConfig) -> dict[str, Any]:
     at. UserError for a source that is not there."""
     if not cfg.data.sources:
         return {"known": "no: data.manifest is not set"}
-    parts = [_describe_source(cfg, source.manifest) for source in cfg.data.sources]
-    unknown = [part for part in parts if "clips" not in part]
-    if unknown or len(parts) == 1:
-        return unknown[0] if unknown else parts[0]
-    total = {name: sum(part[name] for part in parts) for name in ("clips", "hours", "batches_per_epoch")}
-    return _with_epochs(cfg, {"known": f"{len(parts)} sources", **total})
+    looked: list[_Looked] = []
+    for source in cfg.data.sources:
+        if why := _why_unknown(source.manifest):
+            return {"known": f"no: {why}"}
+        looked.append(_indexed(source.manifest) or _probed(source.manifest))
+    known = looked[0].known if len(looked) == 1 else f"{len(looked)} sources"
+    return {"known": known, **_counted(cfg, looked)}
+
+
+def _counted(cfg: RunConfig, looked: list[_Looked]) -> dict[str, Any]:
+    """Cut as the plan cuts them, all sources together: so much is held out of all."""
+    buckets, share_S = buckets_of(cfg), np.array([one.share for one in looked])
+    manifest = ManifestColumns({str(number): one.columns for number, one in enumerate(looked)})
+    cuts, source_N = make_cuts(manifest, cfg, buckets), manifest.source_N
+    source_C, trained_C = source_N[cuts.row_S], ~cuts.held_out_S
+    batches = 0
+    for source, bucket in np.ndindex(len(looked), len(buckets)):
+        own = np.count_nonzero(trained_C & (source_C == source) & (cuts.bucket_S == bucket))
+        batches += math.ceil(share_S[source] * own / buckets[bucket].batch_clips)
+    batches = max(1, batches)
+    seconds_N = manifest.numbers("end_s") - manifest.numbers("start_s")
+    return {
+        "clips": round(share_S[source_C].sum()),
+        "hours": float((share_S[source_N] * seconds_N).sum() / 3600),
+        "batches_per_epoch": batches,
+        "steps_per_epoch": batches / cfg.train.micro_batches,
+        "epochs": cfg.train.steps * cfg.train.micro_batches / batches,
+    }
 
 
 def is_elsewhere(path: str) -> bool:
@@ -42,56 +77,61 @@ def is_elsewhere(path: str) -> bool:
     return place.is_absolute() and not place.exists()
 
 
-def _describe_source(cfg: RunConfig, manifest: str) -> dict[str, Any]:
+def _why_unknown(manifest: str) -> str:
     if "://" in manifest:
-        return {"known": f"no: {manifest} is remote"}
+        return f"{manifest} is remote"
     if is_elsewhere(manifest):
-        return {"known": f"no: {manifest} is not on this machine: its clips and epochs are not known"}
-    columns, known, share = _indexed(manifest), "indexed", 1.0
-    if columns is None:
-        rows = read_sources([manifest]).rows
-        looked_at = rows[:: math.ceil(len(rows) / PROBED)]
-        columns, known = _probed(manifest, looked_at), f"from {len(looked_at)} of {len(rows)} files"
-        share = len(rows) / len(looked_at)
-    buckets = buckets_of(cfg)
-    cuts = make_cuts(columns, cfg, buckets)
-    trained = share * np.bincount(cuts.bucket_S[~cuts.held_out_S], minlength=len(buckets))
-    batches = [math.ceil(clips / bucket.batch_clips) for clips, bucket in zip(trained, buckets, strict=True)]
-    seconds = float((columns.numbers("end_s") - columns.numbers("start_s")).sum())
-    facts = {"known": known, "clips": round(share * len(cuts.row_S)), "hours": share * seconds / 3600}
-    return _with_epochs(cfg, facts | {"batches_per_epoch": max(1, sum(batches))})
+        return f"{manifest} is not on this machine: its clips and epochs are not known"
+    return ""
 
 
-def _with_epochs(cfg: RunConfig, facts: dict[str, Any]) -> dict[str, Any]:
-    batches = facts["batches_per_epoch"]
-    return facts | {
-        "steps_per_epoch": batches / cfg.train.micro_batches,
-        "epochs": cfg.train.steps * cfg.train.micro_batches / batches,
-    }
-
-
-def _indexed(manifest: str) -> ManifestColumns | None:
+def _indexed(manifest: str) -> _Looked | None:
     """What `worldmodel index` wrote; None for anything else."""
     if Path(manifest).suffix != ".parquet" or not Path(manifest).is_file():
         return None
     try:
-        return ManifestColumns({"clips": manifest})
+        table = read_manifest(manifest)
     except UserError:
         return None
+    return _Looked(_as_file(table), "indexed")
 
 
-def _probed(manifest: str, rows: list[SourceRow]) -> ManifestColumns:
+def _probed(manifest: str) -> _Looked:
     """As an index of these rows would be. A file that cannot be used is left out, as the run would do."""
-    made = [manifest_row(row, info, None, digest=row.uri) for row in rows if (info := _info(row)) is not None]
+    rows = read_sources([manifest]).rows
+    looked_at = rows[:: math.ceil(len(rows) / PROBED)]
+    infos = [(row, info) for row in looked_at if (info := _info(row)) is not None]
+    made = [manifest_row(row, info, None, digest=row.uri) for row, info in infos]
     usable = [row for row in made if not isinstance(row, str)]
     if not usable:
-        raise UserError(f"{manifest}: none of {len(rows)} files can be opened as media")
+        raise UserError(f"{manifest}: none of {len(looked_at)} files can be opened as media")
+    known = f"from {len(looked_at)} of {len(rows)} files"
+    table = pa.Table.from_pylist(usable, schema=MANIFEST_SCHEMA)
+    return _Looked(_as_file(table), known, len(rows) / len(looked_at))
+
+
+def _as_file(table: pa.Table) -> BinaryIO:
     buffer = io.BytesIO()
-    write_manifest(buffer, usable)
-    return ManifestColumns({"clips": buffer})
+    pq.write_table(table, buffer)
+    return buffer
 
 
-def _info(row: SourceRow) -> Any:
+def _info(row: SourceRow) -> MediaInfo | None:
+    """Of a file that is not here what its row says of it, where that tells its length."""
+    if row.end_s is not None and not Path(row.uri).exists():
+        return MediaInfo(
+            row.uri,
+            has_video=True,
+            has_audio=True,
+            has_sound=True,
+            duration_s=row.end_s,
+            width=0,
+            height=0,
+            fps=0.0,
+            sample_rate=0,
+            origin_s=0.0,
+            reason="",
+        )
     try:
         return probe(row.uri)
     except (ClipError, OSError):

@@ -158,9 +158,12 @@ def _learned(batch: LatentBatch, seen: dict[str, Tensor]) -> Tensor:
 
 
 def _hidden_modality(batch: LatentBatch, cfg: SelfFlowConfig, seed: int) -> str:
-    """What this micro-batch is trained without, the same on any rank; nothing where it has only one."""
+    """What this micro-batch is trained without, the same on any rank; nothing where it has only one, unless
+    that is never trained."""
     if not (cfg.picture_alone or cfg.sound_alone):
         return ""
+    if 1 in (cfg.picture_alone, cfg.sound_alone):
+        return "audio" if cfg.picture_alone == 1 else "video"
     if not (bool(batch.video.valid_BT.any()) and bool(batch.audio.valid_BT.any())):
         return ""
     drawn = keyed_generator(seed, batch.epoch, "alone", batch.batch_id).random()

@@ -20,7 +20,7 @@ from worldmodel.draw import Draw
 from worldmodel.flow import MIN_DIVISOR, predicted_velocity, velocity_target
 from worldmodel.layout import LEARNED
 from worldmodel.model.student import tokens_of
-from worldmodel.spread import Spread, spread_of
+from worldmodel.spread import Followed, Spread, spread_of
 
 # B clips, L tokens, N chunks, V tokens of one modality in a chunk, C channels of a token, D width, K noise
 # levels.
@@ -62,7 +62,7 @@ class Alignment:
 
     loss: dict[str, Tensor]
     cosine: dict[str, Tensor]
-    followed: dict[str, list[Tensor]]
+    followed: dict[str, list[Followed]]
 
 
 def layers_of(cfg: SelfFlowConfig, depth: int) -> tuple[int, int]:
@@ -167,13 +167,14 @@ def _cosines(batch: Draw, followers: dict[str, Tensor], target_BLD: Tensor) -> A
         found = F.cosine_similarity(followers[m].float(), targets[m], dim=-1)
         cosine[m] = torch.where(batch.loss_mask(m), found, found.new_zeros(()))
     loss = {m: torch.where(batch.loss_mask(m), 1 - cosine[m], cosine[m].new_zeros(())) for m in LEARNED}
-    return Alignment(loss, cosine, {m: [targets[m]] for m in LEARNED})
+    return Alignment(loss, cosine, {m: [Followed(targets[m])] for m in LEARNED})
 
 
 def _frozen_encoders(batch: Draw, predicted: dict[str, Tensor]) -> Alignment:
     """1 - cosine to the features of each encoder, a mean over those of one modality (arXiv 2410.06940)."""
     zero = {m: torch.zeros_like(batch.loss_mask(m), dtype=torch.float32) for m in LEARNED}
     loss, cosine = dict(zero), dict(zero)
+    followed: dict[str, list[Followed]] = {m: [] for m in LEARNED}
     of_kind = {m: [name for name in predicted if batch.targets[name].modality == m] for m in LEARNED}
     for m in LEARNED:
         for name in of_kind[m]:
@@ -183,7 +184,7 @@ def _frozen_encoders(batch: Draw, predicted: dict[str, Tensor]) -> Alignment:
             share = 1 / len(of_kind[m])
             cosine[m] = cosine[m] + share * torch.where(mask, found, 0.0)
             loss[m] = loss[m] + share * torch.where(mask, 1 - found, 0.0)
-    followed = {m: [batch.targets[name].features.float() for name in of_kind[m]] for m in LEARNED}
+            followed[m].append(Followed(target, valid))
     return Alignment(loss, cosine, followed)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -121,12 +122,15 @@ def _run_all(
 
 def pool_of(workers: int) -> ProcessPoolExecutor:
     """Processes that end when this one does, however it ends; each run keeps what it had committed."""
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    spawn, own = get_context("spawn"), (os.getpid(),)
+    return ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent, initargs=own)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended while this process began
+        os._exit(1)
 
 
 def finished(tier: Tier, run: Run, out: Path) -> Result | None:

@@ -347,3 +347,24 @@ def test_what_does_not_divide_is_refused_in_words(tmp_path: Path):
     assert "is not a multiple of model.head_dim=40" in line
     done = worldmodel("train", config, "--dry-run", cwd=tmp_path)
     assert (done.returncode, "7.45 M" in done.stdout, list(tmp_path.iterdir())) == (0, True, [])
+
+
+def test_a_mixture_is_held_out_of_as_the_plan_does(manifest: Path, clip_folder: Path, cfg: RunConfig):
+    """A part of all sources together, not of each."""
+    values = cfg.model_dump()
+    names = [chr(ord("a") + number) for number in range(4)]
+    mixture = [{"name": name, "manifest": str(manifest), "weight": 1} for name in names]
+    values["data"] |= {"manifest": "", "mixture": mixture, "held_out": 0.1, "batch_clips": 1}
+    cfg = RunConfig.model_validate(values)
+    plan, found = make_plan(dict.fromkeys(names, str(manifest)), cfg), describe_data(cfg)
+    assert found["batches_per_epoch"] == plan.num_batches_per_epoch
+    assert (found["known"], found["clips"]) == ("4 sources", plan.num_samples)
+
+
+def test_clips_that_are_elsewhere_are_counted_by_the_spans_of_their_list(tmp_path: Path, cfg: RunConfig):
+    rows = [{"uri": f"/mnt/nowhere/{n}.mp4", "start_s": 0.0, "end_s": 3.0} for n in range(10)]
+    (tmp_path / "clips.json").write_text(json.dumps(rows))
+    data = cfg.data.model_copy(update={"manifest": str(tmp_path / "clips.json")})
+    found = describe_data(cfg.model_copy(update={"data": data}))
+    assert found["clips"] == 10 * round(3 / cfg.data.clip_s)
+    assert found["hours"] == pytest.approx(30 / 3600)

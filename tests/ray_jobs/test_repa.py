@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +85,13 @@ def test_a_width_that_is_not_the_encoder_s_is_told_before_anything_starts(tmp_pa
     with pytest.raises(UserError, match=r"targets: dino: width=17, and features of .* are 16 wide; use"):
         check_given(cfg)
     check_encoders(config_of(tmp_path, [{**target, "width": 16}]).data.targets)
+
+
+def test_widths_that_a_config_does_not_settle_are_left_to_who_knows_them(tmp_path):
+    target = {"name": "focal", "encoder": str(dino(tmp_path / "focal")), "width": 128}
+    (cfg,) = config_of(tmp_path, [target]).data.targets
+    for said in ({"hidden_sizes": [192, 768]}, {"vision_config": None}, []):
+        (tmp_path / "focal" / "config.json").write_text(json.dumps(said))
+        check_encoders([cfg])
+    with pytest.raises(UserError, match="ValueError; give the folder of a transformers encoder"):
+        resolved(config_of(tmp_path, [{**target, "width": None}]))

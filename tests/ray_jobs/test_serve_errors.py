@@ -7,6 +7,7 @@ import io
 import socket
 import threading
 import time
+import wave
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,12 @@ from ray_jobs.errors import UserError
 from ray_jobs.models import find_model
 from ray_jobs.serve import check_port
 from ray_jobs.serve_api import build_app
+from ray_jobs.serve_body import Upload
 from ray_jobs.serve_facts import ModelFacts, fitting
 from ray_jobs.serve_jobs import Jobs, ReplicaLost
 from ray_jobs.serve_model import ModelReplica
-from ray_jobs.serve_request import Asked
+from ray_jobs.serve_problems import Problem
+from ray_jobs.serve_request import Asked, read_request
 from tests.ray_jobs.api_client import TOKEN, Answer, Client
 from tests.ray_jobs.test_cli_errors import complaint
 from worldmodel.session import RolloutSessions
@@ -315,6 +318,20 @@ def test_examples_of_a_model_that_speaks_hold_speech():
     assert facts.world == "talker"
     assert all(e["caption"].endswith("says") and e["speech"] for e in facts.examples())
     assert replace(facts, name="mine").examples() == []
+
+
+def test_files_that_a_model_of_one_modality_cannot_take_are_refused_at_once():
+    facts = ModelFacts.read(find_model("bounce"), "bounce")
+    objective = facts.cfg.objective.model_copy(update={"picture_alone": 1.0})
+    facts = replace(facts, cfg=facts.cfg.model_copy(update={"objective": objective}))
+    assert facts.abilities()["inputs"] == ["input_image", "input_video"]
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(np.random.default_rng(0).integers(-9000, 9000, 32000, dtype=np.int16).tobytes())
+    fields = {"prompt": PROMPT, "input_audio": Upload("a.wav", sound.getvalue())}
+    with pytest.raises(Problem, match="input_audio: bounce was trained without sound; leave it out"):
+        asyncio.run(read_request(fields, facts))
 
 
 @pytest.mark.parametrize(

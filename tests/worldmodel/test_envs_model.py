@@ -204,6 +204,17 @@ def test_a_model_of_another_world_is_refused(tmp_path: Path):
         PusherEnv("model", model=str(tmp_path / "other"))
 
 
+def test_without_pictures_there_is_no_environment_and_without_sound_there_is_silence(tmp_path: Path):
+    for alone in ("sound", "picture"):
+        write_tiny_pusher(tmp_path / alone, objective={f"{alone}_alone": 1.0})
+    with pytest.raises(ValueError, match="was trained without pictures, which tell states; give another"):
+        PusherEnv("model", model=str(tmp_path / "sound"))
+    env = PusherEnv("model", model=str(tmp_path / "picture"))
+    for seen in (env.reset(seed=1)[0], env.step(draw(1)[0])[0]):
+        assert seen["video"].any()
+        assert not seen["audio"].any()
+
+
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_sessions_that_are_kept_go_on_as_if_the_others_had_stayed(guidance: float):
     cfg = tiny_config(data={"clip_s": 1.0})

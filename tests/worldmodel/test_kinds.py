@@ -16,7 +16,7 @@ from worldmodel.layout import VIDEO
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import Losses, self_flow_losses
 from worldmodel.train.engine import PlainEngine
-from worldmodel.train.loop import evaluate
+from worldmodel.train.loop import Hooks, evaluate, train
 from worldmodel.train.metrics import Signals
 
 
@@ -122,3 +122,19 @@ def test_what_is_never_trained_together_is_evaluated_apart(layout, alone, hidden
     turns = tiny_config(objective={"picture_alone": 0.5, "sound_alone": 0.5})
     row |= {name: value for name, value in evaluate(engine, [batch], turns, layout).items() if hidden in name}
     assert row == evaluate(engine, [batch], turns, layout)
+
+
+@pytest.mark.parametrize(("alone", "never"), [("picture", "audio"), ("sound", "video")])
+def test_what_is_never_trained_is_not_trained_by_clips_that_have_nothing_else(layout, alone, never):
+    cfg = tiny_config(objective={f"{alone}_alone": 1.0}, train={"steps": 2})
+    other = "video" if never == "audio" else "audio"
+    batch = without(make_batch(layout), other)
+    one = draw(batch, layout, cfg.objective, SampleRandom(0, 0, (0, 1, 2, 3)))
+    assert not one.loss_BL.any()
+    rows: list[dict[str, float]] = []
+    engine = PlainEngine(cfg, layout)
+    hooks = Hooks(commit=lambda step: None, on_row=rows.append)
+    train(engine, iter([[batch], [make_batch(layout)]]), cfg, layout, start_step=0, hooks=hooks)
+    assert [f"loss_{other}" in row for row in rows] == [False, True]
+    assert not any(f"loss_{never}" in row for row in rows)
+    assert all(torch.isfinite(parameter).all() for parameter in engine.student.parameters())

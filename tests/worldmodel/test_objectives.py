@@ -28,7 +28,7 @@ from worldmodel.model.student import SelfFlowStudent
 from worldmodel.model.transformer import WorldTransformer
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import Losses, layers_of, self_flow_losses
-from worldmodel.spread import participation_ratio, spread_of
+from worldmodel.spread import Followed, participation_ratio, spread_of
 from worldmodel.train.engine import PlainEngine, build_student
 from worldmodel.train.loop import Hooks, train
 
@@ -263,6 +263,7 @@ def test_the_rank_of_features_is_how_many_directions_they_fill():
     few = torch.randn(500, 3, generator=generator) @ directions.T
     assert float(participation_ratio(few)) == pytest.approx(3, abs=0.2)
     assert float(participation_ratio(torch.randn(1000, 20, generator=generator))) > 18
+    assert float(participation_ratio(torch.ones(100, 20))) == 1
 
 
 def test_spread_and_rank_by_level_are_those_of_the_tokens_at_it():
@@ -275,20 +276,55 @@ def test_spread_and_rank_by_level_are_those_of_the_tokens_at_it():
     is_learned_T = torch.rand(120, generator=generator) < 0.8
     is_learned_T[7] = True
     level_TN = torch.nn.functional.one_hot(level_T, 5) * is_learned_T[:, None]
-    spread = spread_of([features, 3 * features], level_TN.float())
+    spread = spread_of([Followed(features), Followed(3 * features)], level_TN.float())
     for level in (0, 1, 3):
-        there = features.flatten(0, 1).double()[(level_T == level) & is_learned_T]
-        variances = torch.linalg.eigvalsh(torch.cov(there.T))
+        there = features.flatten(0, 1)[(level_T == level) & is_learned_T]
         std, rank, tokens = spread.by_level[level]
         assert int(tokens) == len(there)
-        rank_there = variances.sum() ** 2 / variances.square().sum()
-        torch.testing.assert_close(std / tokens, 2 * there.std(dim=0).mean().float())
-        torch.testing.assert_close(rank / tokens, rank_there.float(), rtol=1e-4, atol=0)
+        torch.testing.assert_close(std / tokens, 2 * there.std(dim=0).mean(), rtol=1e-5, atol=0)
+        assert 15 < rank / tokens <= 20
     assert not spread.by_level[[2, 4]].any()
-    torch.testing.assert_close(spread.std, 2 * features.flatten(0, 1).std(dim=0).mean())
-    wide = spread_of([torch.cat([features] * 10, dim=-1)], level_TN.float())  # more channels than tokens
+    torch.testing.assert_close(spread.std, 2 * features.flatten(0, 1).std(dim=0).mean(), rtol=1e-5, atol=0)
+    wide = spread_of([Followed(torch.cat([features] * 10, dim=-1))], level_TN.float())  # more than tokens
     torch.testing.assert_close(wide.by_level[:, 1:], spread.by_level[:, 1:], rtol=1e-4, atol=0)
-    assert not spread_of([], level_TN).by_level.any()
+    assert not spread_of([], level_TN.float()).by_level.any()
+
+
+def test_a_rank_does_not_depend_on_how_many_tokens_a_level_has():
+    generator = torch.Generator().manual_seed(0)
+    scale_D = torch.linspace(0.1, 2, 384)
+    truth = scale_D.square().sum() ** 2 / scale_D.pow(4).sum()
+    level_TN, first = torch.zeros(256, 5), 0
+    for level, tokens in enumerate((24, 36, 52, 60, 84)):
+        level_TN[first : first + tokens, level] = 1
+        first += tokens
+    ranks = []
+    for _ in range(30):
+        spread = spread_of([Followed(torch.randn(256, 384, generator=generator) * scale_D)], level_TN)
+        ranks.append(spread.by_level[:, 1] / spread.by_level[:, 2])
+    assert torch.stack(ranks).mean(0) / truth == pytest.approx(torch.ones(5), abs=0.1)
+    assert float(spread.rank / truth) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(("steps", "side"), [(16, 4), (8, 8), (64, 16), (6, 8)])
+def test_spread_is_of_every_place_in_a_picture_and_of_the_last_clip(steps: int, side: int):
+    places = torch.zeros(steps, side, side, 4)
+    places[:, -1, -1] = 1  # one corner alone differs
+    places[-1] = 2
+    told = spread_of([Followed(places)], torch.zeros(steps * side**2, 0)).std
+    assert float(told / places.flatten(0, 2).std(dim=0).mean()) == pytest.approx(1, abs=0.2)
+
+
+def test_tokens_without_features_are_no_collapse():
+    generator = torch.Generator().manual_seed(0)
+    features, valid = torch.randn(2, 40, 8, generator=generator), torch.ones(2, 40, dtype=torch.bool)
+    valid[1] = False
+    level_TN = torch.ones(80, 1)
+    there = spread_of([Followed(features[:1])], level_TN[:40])
+    features[1] = 0
+    found = spread_of([Followed(features, valid)], level_TN)
+    torch.testing.assert_close((found.std, found.rank), (there.std, there.rank), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.by_level, there.by_level, rtol=1e-5, atol=0)
 
 
 def test_rows_tell_spread_and_rank_by_noise_level_where_something_is_followed(layout, batch):

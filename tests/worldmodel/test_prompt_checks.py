@@ -11,6 +11,7 @@ import torch
 from avtok.load import load_codec
 from worldmodel.checks.follow import FACTORS, Seen, prompt_following
 from worldmodel.checks.of_prompts import Prompted, from_nothing, from_prompts
+from worldmodel.checks.prompt_suite import prompt_facts, run_prompt_checks
 from worldmodel.checks.result import CheckClip
 from worldmodel.checks.speaking import speech_checks
 from worldmodel.model.text import encode_texts
@@ -134,3 +135,19 @@ def test_of_each_seed_comes_a_clip_as_long_as_the_trained_ones():
         assert [np.asarray(clip.audio_N).shape for clip in clips] == [(32000,)] * 3
     true = make_episode(world_settings("bounce"), seed=6, duration_s=2.0).video_THWC
     assert np.abs(np.asarray(found.codec[1].video_THWC).astype(int) - true).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("alone", "asked"), [("picture", {"colour", "count", "direction"}), ("sound", {"material"})]
+)
+def test_a_model_of_one_modality_is_asked_about_that(alone: str, asked: set[str]):
+    pipe = WorldModelPipeline.from_pretrained("bounce")
+    rollout = pipe.cfg.rollout.model_copy(update={"steps": 1})
+    objective = pipe.cfg.objective.model_copy(update={f"{alone}_alone": 1.0})
+    cfg = pipe.cfg.model_copy(update={"rollout": rollout, "objective": objective})
+    found = from_prompts(pipe.model, cfg, pipe.video, pipe.audio, world="bounce", seeds=[5, 6])
+    checks = run_prompt_checks(found, world="bounce", fps=16, sample_rate=16000)
+    assert checks["checks"]["prompt_following"]["factors"].keys() == asked
+    assert {line.split()[0] for line in prompt_facts(checks)} == asked
+    checks = run_prompt_checks(found, world="talker", fps=16, sample_rate=16000) if alone == "picture" else {}
+    assert not checks.get("checks")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from avtok.load import codec_spec
 from tests.worldmodel.synthetic import open_model
@@ -11,7 +13,9 @@ from worldmodel.export import save_model
 from worldmodel.layout import Layout
 
 
-def write_tiny_pusher(folder: Path, **rollout: object) -> RunConfig:
+def write_tiny_pusher(
+    folder: Path, *, objective: Mapping[str, object] = MappingProxyType({}), **rollout: object
+) -> RunConfig:
     """Chunks of 4 frames at 64x64, with the shipped codecs; its beginning is half a second."""
     cfg = RunConfig.model_validate(
         {
@@ -27,6 +31,7 @@ def write_tiny_pusher(folder: Path, **rollout: object) -> RunConfig:
                 "window_chunks": 4,
                 "action_modulation": True,
             },
+            "objective": {**objective},
             "rollout": {"steps": 2, "prefix_s": 0.5, **rollout},
         }
     )

@@ -145,7 +145,9 @@ def follow_actions(
     device: torch.device | str = "cpu",
 ) -> list[Followed]:
     """Rolls the model out on world `pusher` as cfg.rollout says, twice: under own actions, and under the next
-    episode's. ValueError for fewer than two seeds."""
+    episode's. ValueError for fewer than two seeds, and a model that makes no pictures."""
+    if "video" not in cfg.made:
+        raise ValueError("how actions are followed is seen, and the model was trained without pictures")
     if len(seeds) < 2:
         raise ValueError(f"actions are shuffled among at least 2 episodes, got {len(seeds)} seeds")
     rollout, settings = cfg.rollout, world_settings("pusher", split)

@@ -18,7 +18,7 @@ from worldmodel.worlds.truth import Truth
 
 # E episodes, T frames, K colours, 2 = (x right, y down).
 
-FACTORS = ("colour", "count", "material", "direction")
+FACTORS = {"colour": "video", "count": "video", "material": "audio", "direction": "video"}  # and what tells
 SEEN_SHARE = 0.5  # of the frames, from which on a colour is there: a plate hides a body for a while
 FIRST_FRAMES = 3  # in which a body goes as its prompt says; later it may have bounced
 LATEST_FRAME = 4  # to come into sight
@@ -33,13 +33,15 @@ def prompt_following(prompted: Prompted, *, sample_rate: int, seed: int = 0) -> 
     sounds are of the named ones. direction: share of the named bodies that set out as said; one that is not
     seen has not. chance: the same against all other episodes' prompts; of directions, against its own
     with all four directions in turn, because another prompt's bodies are mostly not there at all.
-    codec: the same of the true clips through the codecs.
+    codec: the same of the true clips through the codecs. Factors of what a model does not make are left out.
     """
     rng = np.random.default_rng(seed)
     seen = [Seen(clip, sample_rate) for clip in prompted.generated]
     best = [Seen(clip, sample_rate) for clip in prompted.codec]
     factors: dict[str, Any] = {}
-    for factor in FACTORS:
+    for factor, modality in FACTORS.items():
+        if not prompted.makes(modality):
+            continue
         own_E = np.array([one.follows(t, factor) for one, t in zip(seen, prompted.truths, strict=True)])
         low, high = bootstrap_ci(own_E, rng, statistic=np.mean)
         factors[factor] = {
@@ -69,14 +71,17 @@ class Seen:
     """What one clip shows."""
 
     def __init__(self, clip: CheckClip, sample_rate: int) -> None:
-        assert clip.video_THWC is not None, "prompts are answered with picture"
-        assert clip.audio_N is not None, "and sound"
+        self.materials: list[str] = []
+        self.colors: set[str] = set()
+        if clip.audio_N is not None:
+            self.materials = heard_materials(clip.audio_N, sample_rate=sample_rate)
+        if clip.video_THWC is None:
+            return
         self.positions_TK2 = track_bodies(clip.video_THWC, tuple(COLORS))
         there_TK = np.isfinite(self.positions_TK2[..., 0])
         self.colors = {
             name for name, share in zip(COLORS, there_TK.mean(axis=0), strict=True) if share >= SEEN_SHARE
         }
-        self.materials = heard_materials(clip.audio_N, sample_rate=sample_rate)
 
     def follows(self, truth: Truth, factor: str) -> float:
         """0 to 1: how far the clip shows what the caption of `truth` says."""

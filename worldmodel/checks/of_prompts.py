@@ -30,6 +30,10 @@ class Prompted:
     generated: list[CheckClip]
     codec: list[CheckClip]
 
+    def makes(self, modality: str) -> bool:
+        part = {"video": "video_THWC", "audio": "audio_N"}[modality]
+        return all(getattr(clip, part) is not None for clip in self.generated)
+
 
 @torch.no_grad()
 def from_prompts(

@@ -16,12 +16,15 @@ from worldmodel.worlds.recognise import transcribe, word_error_rate
 
 
 def speech_checks(prompted: Prompted, *, fps: float, sample_rate: int, seed: int = 0) -> dict[str, Check]:
-    """word_error_rate and lip_offset of clips of world `talker`; NaN where nothing opens or sounds."""
+    """word_error_rate and lip_offset of clips of world `talker`; NaN where nothing opens or sounds. What a
+    model does not make is not asked about."""
     rng = np.random.default_rng(seed)
-    return {
-        "word_error_rate": _word_error(prompted, sample_rate, rng),
-        "lip_offset": _lips(prompted, fps, sample_rate, rng),
-    }
+    checks: dict[str, Check] = {}
+    if prompted.makes("audio"):
+        checks["word_error_rate"] = _word_error(prompted, sample_rate, rng)
+    if prompted.makes("audio") and prompted.makes("video"):
+        checks["lip_offset"] = _lips(prompted, fps, sample_rate, rng)
+    return checks
 
 
 def _word_error(prompted: Prompted, sample_rate: int, rng: np.random.Generator) -> Check:

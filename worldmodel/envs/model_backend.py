@@ -71,6 +71,8 @@ class ModelBackend:
                 f"{model} has fps, sample rate, size {has} and {cfg.model.action_dim} action values; "
                 f"world {WORLD} needs {needs} and 2; give a model that was trained on it"
             )
+        if "video" not in cfg.made:
+            raise ValueError(f"{model} was trained without pictures, which tell states; give another")
         return cls(pipe, interface, twin=twin, device=device)
 
     @torch.no_grad()
@@ -160,6 +162,9 @@ class ModelBackend:
         chunks = sessions.chunks[-1 - context :]
         layout = self.pipe.model.layout
         video = layout.of(num_chunks=1, text=False).unpack_video(chunks[-1].video_BVC[:, None])
+        pictures = [np.asarray(codec.video.decode(row)) for row in video.cpu()]
+        if "audio" not in codec.cfg.made:
+            return pictures, [np.zeros(face.samples, np.float32) for _ in pictures]
         audio = layout.of(num_chunks=len(chunks), text=False).unpack_audio(
             torch.stack([chunk.audio_BTC for chunk in chunks], dim=1)
         )
@@ -167,4 +172,4 @@ class ModelBackend:
         sounds = [np.asarray(codec.audio.decode(row), np.float32)[:-frame] for row in audio.cpu()]
         # Nothing comes before the first frame of a clip.
         whole = [np.concatenate([np.zeros(frame, np.float32), sound])[-face.samples :] for sound in sounds]
-        return [np.asarray(codec.video.decode(row)) for row in video.cpu()], whole
+        return pictures, whole
