@@ -62,6 +62,8 @@ def verdict(result: dict[str, Any] | None) -> str:
             parts.append("the pictures keep moving, but there is no truth to judge position and sound by")
     sentence = "; ".join(part for part in parts if part)
     if not sentence:
+        if any("value" in check for check in checks.values()):
+            return "Motion could not be judged on these clips; the table says what could, and why."
         return "None of the checks could be made on these clips; the reasons are in the table."
     return sentence[0].upper() + sentence[1:] + "."
 

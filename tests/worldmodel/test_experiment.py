@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +42,7 @@ from benchmarks.experiment.probes import SILENT, Factors, factors_of, probe
 from benchmarks.experiment.readouts import _bounded, _probes
 from benchmarks.experiment.run_arms import (
     _asked,
+    _end_with_parent,
     _take,
     _trained,
     _trained_as,
@@ -334,3 +336,8 @@ def test_a_killed_experiment_leaves_no_process_behind(tmp_path):
     parent.kill()
     parent.wait()
     worker.wait(timeout=60)
+    # One that begins when its parent has ended already.
+    late = get_context("spawn").Process(target=_end_with_parent, args=(parent.pid,))
+    late.start()
+    late.join()
+    assert late.exitcode == 1
