@@ -131,7 +131,7 @@ def _pax(records: bytes, offset: int) -> dict[str, str]:
         digits = records.partition(b" ")[0]
         length = int(digits) if digits.isdigit() else 0
         key, equals, value = records[len(digits) + 1 : length - 1].partition(b"=")
-        if not equals or length > len(records):
+        if not equals or not 0 < length <= len(records):  # of 0 there is no end
             raise TarError(f"a pax header that does not read at byte {offset}")
         told[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
         records = records[length:]

@@ -135,6 +135,18 @@ def test_what_is_no_tar_says_so(tmp_path, content, reason):
         read_sources([str(tmp_path / "a.tar")])
 
 
+@pytest.mark.parametrize("told", [b"x5 path=a\n", b"0 path=a\n", b" path=a\n", b"99 path=a\n", b"path"])
+def test_a_pax_header_that_does_not_read_is_an_error_and_no_endless_loop(tmp_path, told):
+    raw = bytearray(write_tar(tmp_path / "a.tar", {"é.txt": b"hello"}, "pax").read_bytes())
+    raw[512:1024] = told.ljust(512, b"\0")
+    (tmp_path / "b.tar").write_bytes(raw)
+    with (
+        Window(str(tmp_path / "b.tar")) as window,
+        pytest.raises(TarError, match="pax header that does not read at byte 0"),
+    ):
+        list(entries(window))
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_bytes_give_members_or_one_error(tmp_path_factory, data):
