@@ -25,6 +25,7 @@ from ray_jobs.index import index_sources
 from ray_jobs.plan import PADDING, Plan, Sample, make_plan
 from ray_jobs.rollout_rows import ROLLOUTS_FILE
 from ray_jobs.stages import EncodeBatch, to_latent_batch
+from ray_jobs.stores import StoreError, local_copy
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RolloutConfig, RunConfig
 from worldmodel.export import codecs_of
@@ -225,15 +226,15 @@ class RolloutActor:
         end_s = min(sample.end_s, sample.start_s + self.rollout.prefix_s + self.rollout.seconds)
         try:
             clip = decode_clip(
-                sample.uri,
+                str(local_copy(sample.uri)),
                 start_s=sample.start_s,
                 end_s=end_s,
                 fps=data.fps,
                 size=data.size,
                 sample_rate=data.sample_rate,
-                audio_uri=sample.audio_uri or None,
+                audio_uri=str(local_copy(sample.audio_uri)) if sample.audio_uri else None,
             )
-        except ClipError as error:  # it was read a moment ago, so the disk failed
+        except (ClipError, StoreError) as error:  # it was read a moment ago, so the disk failed
             raise JobError(f"{sample.uri}: cannot be read any more: {error}") from None
         path = self.out / f"{name}_truth.mp4"
         write_clip(path, clip.video_THWC, clip.audio_N, fps=data.fps, sample_rate=data.sample_rate)

@@ -51,7 +51,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     _quiet()
     cfg = RunConfig.model_validate_json(settings["config"])
     torch.set_num_threads(cfg.train.threads)
-    if pick_device(cfg.train.device).type == "cpu" and not cfg.train.lora:  # peft's imports ask for it
+    asks_for_it = cfg.train.lora or cfg.data.targets  # imports of peft, and of transformers' encoders
+    if pick_device(cfg.train.device).type == "cpu" and not asks_for_it:
         turn_compiler_off()
     board = settings["board"]
     context = ray.train.get_context()

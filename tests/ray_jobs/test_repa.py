@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from ray_jobs.index import index_sources
 from ray_jobs.models import check_encoders
 from ray_jobs.plan import make_plan
 from ray_jobs.preflight import check_given
-from ray_jobs.render import render_clip
+from ray_jobs.render import clip_name, render_clip
 from ray_jobs.resolve import resolved
 from ray_jobs.stages import EncodeBatch, to_latent_batch
 from ray_jobs.train_worker import layout_of
 from tests.avtok.small_encoders import dino, wav2vec
+from tests.ray_jobs.test_cli_errors import worldmodel
 from worldmodel.config import RunConfig
 from worldmodel.train.engine import PlainEngine
 from worldmodel.train.loop import Hooks, train
@@ -95,3 +97,28 @@ def test_widths_that_a_config_does_not_settle_are_left_to_who_knows_them(tmp_pat
         check_encoders([cfg])
     with pytest.raises(UserError, match="ValueError; give the folder of a transformers encoder"):
         resolved(config_of(tmp_path, [{**target, "width": None}]))
+
+
+@pytest.mark.ray
+def test_the_whole_job_follows_an_encoder_on_clips_of_a_tar_by_relative_paths(tmp_path):
+    """What decoders and ranks both read lies where the command was given; encoders run in ranks, too, where
+    held-out clips are made; and a clip in a tar is shown beside its rollout."""
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for index in range(4):
+            render_clip("bounce_one", index, out=str(tmp_path), seed=0, duration_s=1.0)
+            shard.add(tmp_path / clip_name(index), f"{index}.mp4")
+    dino(tmp_path / "dino")
+    cfg = config_of(tmp_path, [{"name": "dino", "encoder": "dino"}]).model_dump(mode="json")
+    cfg["name"], cfg["data"]["manifest"] = "followed", "shard.tar"
+    cfg["data"] |= {"cache": "cache", "held_out": 0.3, "decode_actors": 1}
+    cfg["train"] |= {"steps": 2, "checkpoint_every": 2, "evaluate_every": 2, "evaluate_clips": 1}
+    cfg["train"]["workers"] = 1
+    cfg["rollout"] |= {"prefix_s": 0.5, "seconds": 0.5, "steps": 1, "clips": 1, "show": 1, "actors": 1}
+    (tmp_path / "cfg.json").write_text(json.dumps(cfg))
+    done = worldmodel("train", "cfg.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in (tmp_path / "runs/followed/metrics.jsonl").read_text().splitlines()]
+    assert any("cosine_video" in row for row in rows)
+    assert any("eval_video" in row for row in rows)
+    assert [*(tmp_path / "runs/followed/rollouts").glob("*_truth.mp4")]
+    assert len([*(tmp_path / "cache").rglob("*.safetensors")]) == 4
