@@ -7,10 +7,13 @@ from typing import Any
 import ray
 from ray.train.torch import TorchTrainer
 
-# Hands out shards of a trainer's datasets; here each rank makes its own stream (docs/decisions/001).
-# Makes a folder of Ray's the working directory of ranks alone: what a config names by a relative path would
-# be one place for decoders and another for them.
-UNUSED = {"DatasetsCallback", "WorkingDirectorySetupCallback"}
+UNUSED = {
+    # Hands out shards of a trainer's datasets; here each rank makes its own stream (docs/decisions/001).
+    "DatasetsCallback",
+    # Makes a folder of Ray's the working directory of ranks alone: what a config names by a relative path
+    # would be one place for decoders and another for them.
+    "WorkingDirectorySetupCallback",
+}
 # Frees the workers' CPUs when the controller dies; a cluster of one node goes with its driver anyway.
 UNUSED_ON_ONE_NODE = {"PlacementGroupCleanerCallback"}
 

@@ -23,9 +23,10 @@ from ray_jobs.errors import JobError, UserError
 from ray_jobs.export import load_exported
 from ray_jobs.index import index_sources
 from ray_jobs.plan import PADDING, Plan, Sample, make_plan
+from ray_jobs.readers import local_file
 from ray_jobs.rollout_rows import ROLLOUTS_FILE
 from ray_jobs.stages import EncodeBatch, to_latent_batch
-from ray_jobs.stores import StoreError, local_copy
+from ray_jobs.stores import StoreError
 from worldmodel.batch import LatentBatch
 from worldmodel.config import RolloutConfig, RunConfig
 from worldmodel.export import codecs_of
@@ -226,13 +227,13 @@ class RolloutActor:
         end_s = min(sample.end_s, sample.start_s + self.rollout.prefix_s + self.rollout.seconds)
         try:
             clip = decode_clip(
-                str(local_copy(sample.uri)),
+                local_file(sample.uri, data),
                 start_s=sample.start_s,
                 end_s=end_s,
                 fps=data.fps,
                 size=data.size,
                 sample_rate=data.sample_rate,
-                audio_uri=str(local_copy(sample.audio_uri)) if sample.audio_uri else None,
+                audio_uri=local_file(sample.audio_uri, data) if sample.audio_uri else None,
             )
         except (ClipError, StoreError) as error:  # it was read a moment ago, so the disk failed
             raise JobError(f"{sample.uri}: cannot be read any more: {error}") from None

@@ -151,9 +151,6 @@ def _has_files(fields: dict[str, Any]) -> bool:
     return any(name in fields for name in (*FILES, REFERENCE))
 
 
-_OF = {"audio": "sound", "image": "pictures", "video": "pictures"}
-
-
 def _media(fields: dict[str, Any], model: ModelFacts) -> dict[str, Upload]:
     """What is given besides the prompt, each file opened once. Reads files: not for the event loop."""
     found: dict[str, Upload] = {}
@@ -165,10 +162,9 @@ def _media(fields: dict[str, Any], model: ModelFacts) -> dict[str, Upload]:
             raise Problem(422, "media", f"{name} is a file; send it in a multipart form")
         info = probed(upload)
         what = FILES.get(name) or ("video" if info.duration_s else "image")
-        if ("audio" if what == "audio" else "video") not in model.cfg.made:
-            raise Problem(
-                422, "ability", f"{name}: {model.name} was trained without {_OF[what]}; leave it out"
-            )
+        modality, called = ("audio", "sound") if what == "audio" else ("video", "pictures")
+        if modality not in model.cfg.made:
+            raise Problem(422, "ability", f"{name}: {model.name} was trained without {called}; leave it out")
         if what in found:
             raise Problem(422, "media", f"the {what} is given twice; give one of them")
         if what == "audio" and not info.has_audio:

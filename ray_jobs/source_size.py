@@ -18,8 +18,9 @@ from ray_jobs.buckets import buckets_of
 from ray_jobs.cuts import make_cuts
 from ray_jobs.errors import UserError
 from ray_jobs.manifest_columns import ManifestColumns
-from ray_jobs.manifest_table import MANIFEST_SCHEMA, manifest_row, read_manifest
+from ray_jobs.manifest_table import MANIFEST_SCHEMA, manifest_row
 from ray_jobs.sources import SourceRow, read_sources
+from ray_jobs.stores import StoreError, local_copy, member_of
 from worldmodel.config import RunConfig
 
 PROBED = 64  # files of a source that was not indexed; the rest are taken to be like them
@@ -90,10 +91,10 @@ def _indexed(manifest: str) -> _Looked | None:
     if Path(manifest).suffix != ".parquet" or not Path(manifest).is_file():
         return None
     try:
-        table = read_manifest(manifest)
+        ManifestColumns({"clips": manifest})
     except UserError:
         return None
-    return _Looked(_as_file(table), "indexed")
+    return _Looked(manifest, "indexed")
 
 
 def _probed(manifest: str) -> _Looked:
@@ -105,34 +106,20 @@ def _probed(manifest: str) -> _Looked:
     usable = [row for row in made if not isinstance(row, str)]
     if not usable:
         raise UserError(f"{manifest}: none of {len(looked_at)} files can be opened as media")
-    known = f"from {len(looked_at)} of {len(rows)} files"
-    table = pa.Table.from_pylist(usable, schema=MANIFEST_SCHEMA)
-    return _Looked(_as_file(table), known, len(rows) / len(looked_at))
-
-
-def _as_file(table: pa.Table) -> BinaryIO:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer
+    known, columns = f"from {len(looked_at)} of {len(rows)} files", io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(usable, schema=MANIFEST_SCHEMA), columns)
+    return _Looked(columns, known, len(rows) / len(looked_at))
 
 
 def _info(row: SourceRow) -> MediaInfo | None:
-    """Of a file that is not here what its row says of it, where that tells its length."""
-    if row.end_s is not None and not Path(row.uri).exists():
-        return MediaInfo(
-            row.uri,
-            has_video=True,
-            has_audio=True,
-            has_sound=True,
-            duration_s=row.end_s,
-            width=0,
-            height=0,
-            fps=0.0,
-            sample_rate=0,
-            origin_s=0.0,
-            reason="",
-        )
-    try:
-        return probe(row.uri)
-    except (ClipError, OSError):
+    """Of a file that is not here what its row says of it, where that tells its length. None is fetched."""
+    if "://" not in row.uri and (member_of(row.uri) or Path(row.uri).exists()):
+        try:
+            return probe(str(local_copy(row.uri)))
+        except (ClipError, StoreError, OSError):
+            return None
+    if row.end_s is None:
         return None
+    unknown = {"width": 0, "height": 0, "fps": 0.0, "sample_rate": 0, "origin_s": 0.0, "reason": ""}
+    there = {"has_video": True, "has_audio": True, "has_sound": True}
+    return MediaInfo(row.uri, duration_s=row.end_s, **there, **unknown)  # pyright: ignore[reportArgumentType]

@@ -44,8 +44,8 @@ class BadRequest(ValueError):
 @dataclass(frozen=True, eq=False)
 class Clip:
     """frames uint8 RGB [T, H, W, 3], audio float32 mono [N]; black or silent where the model was trained
-    without them, as `made` says. seed makes it again, and sha256 (of latents and
-    frames) tells whether it is the same."""
+    without them, as `made` says. seed makes it again, and sha256 (of latents and frames) tells whether it is
+    the same."""
 
     frames: np.ndarray
     audio: np.ndarray

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -368,3 +369,11 @@ def test_clips_that_are_elsewhere_are_counted_by_the_spans_of_their_list(tmp_pat
     found = describe_data(cfg.model_copy(update={"data": data}))
     assert found["clips"] == 10 * round(3 / cfg.data.clip_s)
     assert found["hours"] == pytest.approx(30 / 3600)
+
+
+def test_clips_in_a_tar_are_counted(tmp_path: Path, clip_folder: Path, cfg: RunConfig):
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for name in ("bounce_0.mp4", "bounce_1.mp4"):
+            shard.add(clip_folder / name, name)
+    data = cfg.data.model_copy(update={"manifest": str(tmp_path / "shard.tar")})
+    assert describe_data(cfg.model_copy(update={"data": data}))["clips"] == 2 * round(2 / cfg.data.clip_s)
