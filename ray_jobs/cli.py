@@ -25,6 +25,7 @@ from ray_jobs.cli_prompts import check_prompts
 from ray_jobs.cli_serve import serve
 from ray_jobs.cli_tokenizer import tokenizer_app
 from ray_jobs.errors import UserError, storage_problem
+from ray_jobs.interrupt import sigterm_as_ctrl_c
 from worldmodel.load_config import ConfigError
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -309,8 +310,9 @@ def _begin(context: typer.Context) -> None:
 
 
 def main() -> None:
-    """Exit 2 for what the user gave, 1 for what broke, 130 after Ctrl-C; no tracebacks for any."""
+    """Exit 2 for what the user gave, 1 for what broke, 130 after Ctrl-C or SIGTERM; no tracebacks for any."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    sigterm_as_ctrl_c()
     try:
         app()
     except ConfigError as error:
@@ -336,7 +338,8 @@ def _command() -> str:
 
 
 def _exit_if_stopped(status: str) -> None:
-    """130, as of any program that Ctrl-C ends: no script takes a half-trained model for a whole one."""
+    """130, as of any program that Ctrl-C ends, for SIGTERM too: no script takes a half-trained model for a
+    whole one."""
     if status == "stopped":
         typer.echo(f"stopped and committed; resume with the same command: {_command()}", err=True)
         raise typer.Exit(INTERRUPTED)

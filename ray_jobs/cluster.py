@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import psutil
 
 from ray_jobs.errors import JobError, UserError
+from ray_jobs.interrupt import sigterm_stays_ours
 from worldmodel.config import RunConfig
 
 # Decoding, rendering and training take turns on a small machine: with one logical CPU per core the stream
@@ -54,15 +55,16 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
     os.environ.update({k: os.environ.get(k, v) for k, v in ON_ONE_MACHINE.items()})
     for _ in range(LOCAL_STARTS):
         try:
-            ray.init(
-                address="local",  # without it Ray joins whatever cluster was started last on this machine
-                num_cpus=num_cpus or local_cpus(),
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env=runtime_env(local=True),
-            )
+            with sigterm_stays_ours():
+                ray.init(
+                    address="local",  # without it Ray joins whatever cluster was started last on this machine
+                    num_cpus=num_cpus or local_cpus(),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env=runtime_env(local=True),
+                )
         except Exception as error:  # Ray has no class for it
             if "timed out during startup" not in str(error):
                 raise
@@ -93,12 +95,13 @@ def _join(address: str) -> None:
             f"--address {address}: no Ray cluster answers ({problem}); start one with `ray start --head`"
         )
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=runtime_env(local=False),
-        )
+        with sigterm_stays_ours():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=runtime_env(local=False),
+            )
     except ConnectionError as error:
         raise UserError(
             f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]})"

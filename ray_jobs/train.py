@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +21,7 @@ from ray_jobs.cluster import check_fits
 from ray_jobs.errors import JobError, UserError, storage_errors_in_words, storage_problem
 from ray_jobs.export import export_run
 from ray_jobs.index import index_sources, read_left_out
+from ray_jobs.interrupt import first_stop
 from ray_jobs.keep_best import BestCommit
 from ray_jobs.metrics import RunMetrics
 from ray_jobs.metrics_files import MetricsFiles
@@ -106,7 +106,7 @@ def run_training(
     progress: Progress | None = None,
     make_source: Callable[[], None] | None = None,
 ) -> TrainResult:
-    """Trains to cfg.train.steps, or until Ctrl-C, which commits first. JobError, with the last commit and how
+    """Trains to cfg.train.steps, or until Ctrl-C or SIGTERM, which commit first. JobError, with the last commit and how
     to resume, when the job breaks. Ray must be connected.
 
     make_source makes what cfg.data.manifest names; in a new run the workers start meanwhile.
@@ -173,7 +173,7 @@ def _run_alone(
     news, waiting = News(), Waiting(cfg, ray.cluster_resources)
     first_step_s, failures = 0.0, list[str]()
     outcome: dict[str, Any] | None = None
-    with _stop_on_interrupt(board, progress):
+    with first_stop(lambda: _ask_to_stop(board, progress)):
         if not thread.is_alive():
             sized = with_sized_pool(plan, cfg, folder)
             thread.start()
@@ -305,25 +305,11 @@ def _trainer(cfg: RunConfig, folder: RunFolder, board: Any) -> Any:
     )
 
 
-@contextmanager
-def _stop_on_interrupt(board: Any, progress: Progress | None) -> Iterator[None]:
-    """Ctrl-C asks the workers to commit and stop; a second one gives up at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(signum: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        board.request_stop.remote()
-        if progress:
-            progress("stopping", {})
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _ask_to_stop(board: Any, progress: Progress | None) -> None:
+    """The workers commit and stop."""
+    board.request_stop.remote()
+    if progress:
+        progress("stopping", {})
 
 
 def _failure(

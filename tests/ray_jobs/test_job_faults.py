@@ -126,16 +126,16 @@ def whole(cluster: None, runs: Runs) -> Path:
 
 @pytest.fixture(scope="module")
 def chain(cluster: None, runs: Runs, interrupted: Ended) -> Runs:
-    """The interrupted run goes on with one worker, is interrupted again, and ends with two, sharing clips."""
+    """The interrupted run goes on with one worker, gets SIGTERM, and ends with two, sharing clips."""
 
-    def press_once(stage: str, info: dict[str, Any]) -> None:
-        if stage == "train" and not pressed:
-            pressed.append(info["step"])
-            os.kill(os.getpid(), signal.SIGINT)
+    def end_once(stage: str, info: dict[str, Any]) -> None:
+        if stage == "train" and not ended:
+            ended.append(info["step"])
+            os.kill(os.getpid(), signal.SIGTERM)  # as a scheduler does, to the driver alone
 
-    pressed: list[int] = []
+    ended: list[int] = []
     one_worker = runs.chain.model_copy(update={"train": runs.chain.train.model_copy(update={"workers": 1})})
-    runs.trained.append(run_training(one_worker, command="pytest", progress=press_once))
+    runs.trained.append(run_training(one_worker, command="pytest", progress=end_once))
     assert_books_close(runs.chain, step=runs.trained[0].step)
     shared = runs.chain.train.model_copy(update={"sequence_parallel": 2})
     runs.trained.append(run_training(runs.chain.model_copy(update={"train": shared}), command="pytest"))

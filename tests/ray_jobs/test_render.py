@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
@@ -100,3 +106,29 @@ def test_a_folder_with_other_clips_is_refused(tmp_path: Path):
     (tmp_path / "clip_00009.mp4").write_bytes(b"")
     with pytest.raises(UserError, match=r"holds 1 other clips, such as clip_00009\.mp4"):
         render("bounce_one", clips=2, out=str(tmp_path), seed=0, duration_s=1.0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_sigterm_to_the_command_alone_ends_it_as_ctrl_c_does_and_its_cluster_with_it(tmp_path):
+    root, out = Path(__file__).parents[2], tmp_path / "clips"
+    paths = os.pathsep.join(str(folder) for folder in (root, root / "tokenizers"))
+    command = [sys.executable, "-m", "ray_jobs.cli", "render", "bounce_one", "--out", str(out), "--clips"]
+    process = subprocess.Popen(
+        [*command, "100000"],
+        env={**os.environ, "PYTHONPATH": paths},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not list(out.glob("*.mp4")):
+        time.sleep(0.2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("raylet" in child.name() for child in children)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "SIGTERM" not in said  # Ray's own words for it
+    _, left = psutil.wait_procs(children, timeout=30)
+    assert not left
