@@ -34,7 +34,9 @@ DEFINITIONS: dict[str, Definition] = {
     "wait_seconds_total": Definition("counter", "sum over steps"),
     "stall_fraction": Definition("gauge", "share of the last step that was waiting for data"),
     "loss": Definition("gauge", "flow loss of the last step", label="modality"),
-    "objective": Definition("gauge", "what is minimised: flow and alignment of all modalities"),
+    "objective": Definition(
+        "gauge", "what is minimised: flow and alignment of all modalities, by their weights"
+    ),
     "evaluation": Definition("gauge", "held-out velocity error of the averaged weights", label="modality"),
     "learning_rate": Definition("gauge", "of the last step"),
     "grad_norm": Definition("gauge", "of the last step, before clipping"),

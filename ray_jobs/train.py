@@ -106,8 +106,8 @@ def run_training(
     progress: Progress | None = None,
     make_source: Callable[[], None] | None = None,
 ) -> TrainResult:
-    """Trains to cfg.train.steps, or until Ctrl-C or SIGTERM, which commit first. JobError, with the last commit and how
-    to resume, when the job breaks. Ray must be connected.
+    """Trains to cfg.train.steps, or until Ctrl-C or SIGTERM, which commit first. JobError, with the last
+    commit and how to resume, when the job breaks. Ray must be connected.
 
     make_source makes what cfg.data.manifest names; in a new run the workers start meanwhile.
     """

@@ -67,6 +67,16 @@ def test_the_loss_falls_on_something_that_can_be_learned():
     assert run.commits == [40]
 
 
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.25, 2.0), (0.0, 1.0)])
+def test_the_loss_of_a_row_is_what_is_minimised(weights):
+    video, audio = weights
+    run = Run(tiny_config(objective={"video_weight": video, "audio_weight": audio}, train={"steps": 2}))
+    run.go()
+    for row in run.rows:
+        parts = {m: row[f"loss_{m}"] + 0.8 * row[f"align_{m}"] for m in ("video", "audio")}
+        assert row["loss"] == pytest.approx(video * parts["video"] + audio * parts["audio"], rel=1e-12)
+
+
 def test_evaluation_falls_too_and_comes_when_asked():
     cfg = tiny_config(train={"steps": 40, "evaluate_every": 20})
     run = Run(cfg, evaluation=lambda: [make_batch(tiny_layout(cfg), number=1000)])

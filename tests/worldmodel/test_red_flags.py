@@ -68,7 +68,7 @@ def test_the_peak_of_a_gpu_is_known_by_the_name_that_cuda_gives_it():
 
 def test_a_row_says_what_share_of_its_devices_peak_a_step_used():
     signals = Signals(flops=6e12, step_s=4.0, tokens=10.0)  # of two ranks, 2 s each
-    row = step_row(0, signals, torch.zeros(2), align_weight=0.8, world_size=2, peak=10e12)
+    row = step_row(0, signals, torch.zeros(2), world_size=2, peak=10e12)
     assert row["flops_per_s"] == 3e12
     assert row["mfu"] == 0.15
-    assert "mfu" not in step_row(0, signals, torch.zeros(2), align_weight=0.8, world_size=2)
+    assert "mfu" not in step_row(0, signals, torch.zeros(2), world_size=2)

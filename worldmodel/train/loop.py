@@ -115,14 +115,14 @@ def train(
             losses = self_flow_losses(engine.student, engine.teacher, one, cfg.objective, cfg.model.depth)
             divisors = total.divisors(is_still=one.is_still)
             engine.backward(losses.objective(divisors, cfg.objective))
-            sums.append(loss_sums(losses, one))
+            sums.append(loss_sums(losses, one, divisors, cfg.objective))
         norm = engine.step(rate)
         engine.update_ema(ema_decay(step, cfg.optim.ema_target))
         # Only now, when all of the step is under way, wait for what it found.
         total_sums, squares = torch.stack(sums).sum(0).cpu(), engine.gradient_squares.tolist()
         signals.grad_video, signals.grad_audio, signals.grad_shared = squares
         num_tokens, norm = float(tokens), float(norm)
-        signals.not_finite = float(not (math.isfinite(norm) and bool(total_sums[:2].isfinite().all())))
+        signals.not_finite = float(not (math.isfinite(norm) and bool(total_sums[0].isfinite())))
         if engine.leads:
             signals.add_sums(total_sums)
             signals.tokens = num_tokens
@@ -211,7 +211,6 @@ def _report(
         step,
         total,
         counts,
-        align_weight=cfg.objective.align_weight,
         world_size=engine.world_size,
         peak=_peak(engine.device, cfg.train.precision),
     )

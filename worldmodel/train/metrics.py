@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
+from worldmodel.config import SelfFlowConfig
 from worldmodel.draw import Draw
 from worldmodel.layout import LEARNED
 from worldmodel.self_flow import LEVEL_BINS, LEVEL_SUMS, Losses
@@ -44,6 +45,7 @@ class Signals:
     not_finite: float = 0.0
     clips: float = 0.0
     quarantined: float = 0.0
+    objective: float = 0.0
     flow_video: float = 0.0
     flow_audio: float = 0.0
     align_video: float = 0.0
@@ -105,7 +107,8 @@ class Signals:
 
     def add_sums(self, sums: Tensor) -> None:
         """What `loss_sums` found, over all micro-batches of a step."""
-        sums_S2, by_level = sums.cpu().split([2 * len(SUMMED), math.prod(BY_LEVEL)])
+        objective, sums_S2, by_level = sums.cpu().split([1, 2 * len(SUMMED), math.prod(BY_LEVEL)])
+        self.objective += float(objective)
         self.by_level = self.by_level + by_level.view(BY_LEVEL)
         for part, values in zip(SUMMED, sums_S2.view(-1, 2).tolist(), strict=True):
             for modality, value in zip(LEARNED, values, strict=True):
@@ -120,12 +123,14 @@ SUMMED = ("flow", "align", "cosine", "std", "rank", "masked", "gap")
 
 
 @torch.no_grad()
-def loss_sums(losses: Losses, batch: Draw) -> Tensor:
-    """SUMMED by modality, then BY_LEVEL, of one micro-batch, on its device: reading waits for the GPU, once a
-    step."""
+def loss_sums(losses: Losses, batch: Draw, divisors: Tensor, cfg: SelfFlowConfig) -> Tensor:
+    """The objective, SUMMED by modality, then BY_LEVEL, of one micro-batch, on its device: reading waits for
+    the GPU, once a step."""
     parts = (losses.flow, losses.align, losses.cosine, losses.target_std, losses.target_rank)
+    exact = replace(losses, flow=losses.flow.double(), align=losses.align.double())
     sums_S2 = torch.stack([part.double() for part in (*parts, batch.masked_counts(), batch.level_gaps())])
-    return torch.cat([sums_S2.flatten(), losses.by_level.double().flatten()])
+    objective = exact.objective(divisors, cfg)[None]
+    return torch.cat([objective, sums_S2.flatten(), losses.by_level.double().flatten()])
 
 
 def step_row(
@@ -133,28 +138,23 @@ def step_row(
     signals: Signals,
     counts: Tensor,
     *,
-    align_weight: float,
     world_size: int,
     peak: float | None = None,
 ) -> dict[str, float]:
-    """One row of metrics.jsonl: means over the tokens under loss of all ranks. peak: FLOP/s of one device."""
-    row: dict[str, float] = {"step": step}
-    total = 0.0
+    """One row of metrics.jsonl: what was minimised, and means over the tokens under loss of all ranks. peak:
+    FLOP/s of one device."""
+    row: dict[str, float] = {"step": step, "loss": signals.objective}
     for modality, count in zip(LEARNED, counts.tolist(), strict=True):
         if not count:
             continue
-        flow = getattr(signals, f"flow_{modality}") / count
-        align = getattr(signals, f"align_{modality}") / count
-        total += flow + align_weight * align
-        row[f"loss_{modality}"] = flow
-        row[f"align_{modality}"] = align
+        row[f"loss_{modality}"] = getattr(signals, f"flow_{modality}") / count
+        row[f"align_{modality}"] = getattr(signals, f"align_{modality}") / count
         row[f"cosine_{modality}"] = getattr(signals, f"cosine_{modality}") / count
         row[f"teacher_rank_{modality}"] = getattr(signals, f"rank_{modality}") / count
         row[f"teacher_std_{modality}"] = getattr(signals, f"std_{modality}") / count
         row[f"tokens_{modality}"] = count
         row[f"mask_share_{modality}"] = getattr(signals, f"masked_{modality}") / count
         row[f"level_gap_{modality}"] = getattr(signals, f"gap_{modality}") / count
-    row["loss"] = total
     row |= _by_level(signals.by_level)
     step_s = signals.step_s / world_size
     row["step_s"] = step_s
