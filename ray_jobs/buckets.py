@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # imports torch, which a plan without a budget does not need
 # N rows of a manifest, K candidates.
 
 Kind = Literal["picture", "sound", "still"]
+Kinds = frozenset[Kind] | None
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,19 @@ def buckets_of(cfg: RunConfig) -> tuple[Bucket, ...]:
     return tuple(found)
 
 
-def largest_buckets(cfg: RunConfig) -> tuple[Bucket, ...]:
-    """Those that a worker has to be large enough for: each fits into one of them, of equal ones the first."""
+def largest_buckets(cfg: RunConfig, kinds: Kinds = None) -> tuple[Bucket, ...]:
+    """Those that a worker has to be large enough for: each fits into one of them, of equal ones the first.
+    Of these kinds, where it is known which come."""
     kept: list[Bucket] = []
-    for bucket in buckets_of(cfg):
+    for bucket in (bucket for bucket in buckets_of(cfg) if kinds is None or bucket.kind in kinds):
         if not any(bucket.fits_into(other) for other in kept):
             kept = [other for other in kept if not other.fits_into(bucket)] + [bucket]
     return tuple(kept)
 
 
-def shapes_differ(cfg: RunConfig) -> bool:
+def shapes_differ(cfg: RunConfig, kinds: Kinds = None) -> bool:
     """Whether it has to be told which micro-batch is the largest: else it is that of data.clip_s."""
-    return bool(cfg.data.buckets or cfg.data.batch_tokens)
+    return bool(cfg.data.buckets or cfg.data.batch_tokens or (kinds is not None and "picture" not in kinds))
 
 
 def _bucket(cfg: RunConfig, kind: Kind, clip_s: float, size: tuple[int, int]) -> Bucket:

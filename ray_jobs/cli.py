@@ -257,7 +257,7 @@ def check(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="run folder")],
+    run: Annotated[Path, typer.Argument(help="run folder, or its name in runs/")],
     out: Annotated[Path, typer.Option(help="folder to write")],
     best: Annotated[bool, typer.Option("--best", help="of the commit that train.keep_best kept")] = False,
     as_json: Json = False,

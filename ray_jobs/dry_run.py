@@ -6,22 +6,24 @@ import math
 from typing import Any
 
 from avtok.load import codec_spec
-from ray_jobs.buckets import Bucket, largest_buckets, shaped_layout, shapes_differ
+from ray_jobs.buckets import Bucket, Kind, Kinds, largest_buckets, shaped_layout, shapes_differ
 from ray_jobs.cli_output import answer
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.declared_cluster import Cluster, declared_cluster
 from ray_jobs.errors import UserError
 from ray_jobs.fitting import GB, needs, refuse_too_many_workers, refuse_what_cannot_fit
+from ray_jobs.learnable import check_learnable, never_reached, useless_parts
 from ray_jobs.model_cost import build_on_meta, parameters_by_part
 from ray_jobs.model_fit import init_lines
 from ray_jobs.models import check_encoders, check_lora
 from ray_jobs.preflight import check_codecs
-from ray_jobs.source_size import describe_data, is_elsewhere
+from ray_jobs.source_size import Described, describe_data, is_elsewhere
 from ray_jobs.state_memory import Counts
 from ray_jobs.step_time import step_time
 from ray_jobs.worker_memory import sizes
 from worldmodel.config import RunConfig
 from worldmodel.flops import step_flops
+from worldmodel.gpus import GPUS
 from worldmodel.layout import Layout
 
 ESTIMATES = ("activations on a GPU", "seconds", "data of a source that is not indexed")
@@ -59,17 +61,28 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
         raise UserError(str(error)) from None
     parts = parameters_by_part(student)
     on_gpu = cfg.train.device == "cuda" or (cfg.train.device == "auto" and cluster.has_gpus)
-    memory = sizes(cfg, student, on_gpu=on_gpu)
-    refuse_what_cannot_fit(cfg, cluster, on_gpu=on_gpu, memory=memory)
-    costly, flops = _most_costly(cfg)
+    data = describe_data(cfg)
+    if on_gpu:
+        _check_fp8(cfg, cluster)
+    groups = cfg.train.workers // cfg.train.sequence_parallel  # of workers that train on the same clips
+    idle_slots = -cfg.train.micro_batches % groups
+    kinds = data.kinds
+    if kinds and idle_slots:  # an empty micro-batch is of the first bucket, whatever there is
+        kinds = kinds | frozenset[Kind](["picture"])
+    memory = sizes(cfg, student, on_gpu=on_gpu, kinds=kinds)
+    refuse_what_cannot_fit(cfg, cluster, on_gpu=on_gpu, memory=memory, kinds=kinds)
+    costly, flops = _most_costly(cfg, kinds)
     layout, batch_clips = shaped_layout(cfg, costly.clip_s, costly.size), costly.batch_clips
     clips = cfg.train.micro_batches * batch_clips
-    takes = step_time(cfg, layout, cluster, Counts.of(student, cfg.train.workers), batch_clips)
+    takes = None
+    if on_gpu or not cluster.has_gpus:  # else its rates are those of GPUs that would be idle
+        takes = step_time(cfg, layout, cluster, Counts.of(student, cfg.train.workers), batch_clips)
     plain = cfg.model_copy(update={"objective": cfg.objective.model_copy(update={"rep": "none"})})
     return {
         "name": cfg.name,
         "begins_from": begins_from,
-        "reckoned": _reckoned(cfg, memory.bucket, costly),
+        "warnings": _warnings(cfg, data, cluster, on_gpu=on_gpu),
+        "reckoned": _reckoned(cfg, memory.bucket, costly, kinds),
         "parameters": {"total": sum(parts.values()), **parts},
         "tokens": {
             "clip": layout.length,
@@ -88,12 +101,12 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
             "one": memory.checkpoint,
             "kept": memory.checkpoint * cfg.train.keep_checkpoints,
         },
-        "data": describe_data(cfg),
+        "data": data.facts,
         "train": {
             "steps": cfg.train.steps,
             "clips_per_step": clips,
-            "micro_batches_per_worker": math.ceil(cfg.train.micro_batches / cfg.train.workers),
-            "idle_slots": -cfg.train.micro_batches % cfg.train.workers,
+            "micro_batches_per_worker": math.ceil(cfg.train.micro_batches / groups),
+            "idle_slots": idle_slots,
             "commits": math.ceil(cfg.train.steps / cfg.train.checkpoint_every),
             "flops_per_step": flops * cfg.train.micro_batches,
             "over_flow_matching": flops / step_flops(plain, layout, batch_clips).total,
@@ -110,19 +123,43 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
     }
 
 
-def _most_costly(cfg: RunConfig) -> tuple[Bucket, float]:
+def _warnings(cfg: RunConfig, data: Described, cluster: Cluster, *, on_gpu: bool) -> list[str]:
+    """What a run would say, too; UserError for one that can learn nothing."""
+    notes = never_reached(cfg)
+    if data.contents is not None:
+        check_learnable(data.contents, cfg)
+        notes = useless_parts(data.contents, cfg)
+    if cluster.has_gpus and not on_gpu:
+        notes.append(
+            f"train.device={cfg.train.device} leaves the GPUs of --cluster idle: memory and time on them are "
+            "not reckoned"
+        )
+    return notes
+
+
+def _check_fp8(cfg: RunConfig, cluster: Cluster) -> None:
+    """UserError where a worker would refuse its GPU."""
+    if cfg.train.fp8 and cluster.gpu and not GPUS[cluster.gpu].has_fp8:
+        having = ", ".join(name for name, gpu in GPUS.items() if gpu.has_fp8)
+        raise UserError(
+            f"train.fp8=true needs a GPU with FP8 units, and gpu={cluster.gpu} has none; set train.fp8=false "
+            f"or take one of {having}"
+        )
+
+
+def _most_costly(cfg: RunConfig, kinds: Kinds) -> tuple[Bucket, float]:
     """The bucket whose micro-batch computes most, and its FLOPs. Smaller micro-batches take less."""
     flops = {
         bucket: step_flops(cfg, shaped_layout(cfg, bucket.clip_s, bucket.size), bucket.batch_clips).total
-        for bucket in largest_buckets(cfg)
+        for bucket in largest_buckets(cfg, kinds)
     }
     costly = max(flops, key=flops.__getitem__)
     return costly, flops[costly]
 
 
-def _reckoned(cfg: RunConfig, largest: Bucket, costly: Bucket) -> str:
+def _reckoned(cfg: RunConfig, largest: Bucket, costly: Bucket, kinds: Kinds) -> str:
     """Which of several micro-batches the numbers are of; empty where there is one."""
-    if not shapes_differ(cfg):
+    if not shapes_differ(cfg, kinds):
         return ""
     if largest == costly:
         return f"reckoned with its largest micro-batch: {largest}"
@@ -146,6 +183,7 @@ def describe(facts: dict[str, Any]) -> str:
     return "\n".join(
         [
             *facts["begins_from"],
+            *(f"warning: {note}" for note in facts["warnings"]),
             *([facts["reckoned"]] if facts["reckoned"] else []),
             f"parameters: {_count(facts['parameters']['total'])}",
             *parts,

@@ -25,7 +25,11 @@ LORA = "lora"  # beside the merged model
 
 def export_run(run: Path, out: Path, *, best: bool = False) -> Path:
     """Writes the EMA weights of the last commit, or of the best; of a LoRA its base with it, and itself
-    apart in lora/. UserError when there is none, or a LoRA's base is another now."""
+    apart in lora/. run: its folder, or the name of one in runs/. UserError when there is none, or a LoRA's
+    base is another now."""
+    run = _run_folder(run)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
     commit = run / BEST if best else last_commit(run)
     if commit is None:
         raise UserError(f"{run}: nothing was committed, so there is nothing to export")
@@ -53,6 +57,15 @@ def export_run(run: Path, out: Path, *, best: bool = False) -> Path:
     save_model(out, weights, layout_of(cfg), cfg, facts)
     _copy_codecs(cfg, out)
     return out
+
+
+def _run_folder(given: Path) -> Path:
+    """UserError for what is no run."""
+    for folder in (given, Path("runs") / given):
+        if (folder / "config.yaml").is_file():
+            return folder
+    hint = "is no run: it has no config.yaml" if given.exists() else "no such folder or run"
+    raise UserError(f"{given}: {hint}; give the folder of a run, or its name in runs/")
 
 
 def export_untrained(cfg: RunConfig, out: Path) -> Path:

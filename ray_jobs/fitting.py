@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from avtok.load import codec_spec
-from ray_jobs.buckets import clip_tokens, largest_buckets, shapes_differ
+from ray_jobs.buckets import Kinds, clip_tokens, largest_buckets, shapes_differ
 from ray_jobs.declared_cluster import Cluster
 from ray_jobs.errors import UserError
 from ray_jobs.model_cost import build_on_meta
@@ -74,19 +74,22 @@ def refuse_too_many_workers(cfg: RunConfig, cluster: Cluster) -> None:
     )
 
 
-def refuse_what_cannot_fit(cfg: RunConfig, cluster: Cluster, *, on_gpu: bool, memory: WorkerMemory) -> None:
-    """UserError, with settings that do fit if there are any. Nothing where no memory is declared."""
+def refuse_what_cannot_fit(
+    cfg: RunConfig, cluster: Cluster, *, on_gpu: bool, memory: WorkerMemory, kinds: Kinds = None
+) -> None:
+    """UserError, with settings that do fit if there are any. Nothing where no memory is declared. kinds: of
+    micro-batches, where it is known which come."""
     lacking = [need for need in needs(memory, cluster, on_gpu=on_gpu) if not need.fits]
     if not lacking:
         return
     worst = max(lacking, key=lambda need: need.gb / need.limit_gb)
     remedy = "no smaller setting that is tried here fits; use workers with more memory"
-    if (found := nearest_that_fits(cfg, cluster, on_gpu=on_gpu)) is not None:
+    if (found := nearest_that_fits(cfg, cluster, on_gpu=on_gpu, kinds=kinds)) is not None:
         changes, fitting = found
         after = next(n for n in needs(fitting, cluster, on_gpu=on_gpu) if n.memory == worst.memory)
         settings = " ".join(f"--set {name}={_written(value)}" for name, value in changes.items())
         remedy = f"use {settings}: {after.gb:.3g} GB"
-    which = f" for {memory.bucket}" if shapes_differ(cfg) else ""
+    which = f" for {memory.bucket}" if shapes_differ(cfg, kinds) else ""
     raise UserError(
         f"a worker needs {worst.gb:.3g} GB of {worst.memory} memory{which} ({worst.why}), but the cluster "
         f"has {worst.limit_gb:g} GB; {remedy}"
@@ -109,13 +112,13 @@ def needs(memory: WorkerMemory, cluster: Cluster, *, on_gpu: bool) -> list[Need]
 
 
 def nearest_that_fits(
-    cfg: RunConfig, cluster: Cluster, *, on_gpu: bool
+    cfg: RunConfig, cluster: Cluster, *, on_gpu: bool, kinds: Kinds = None
 ) -> tuple[Changes, WorkerMemory] | None:
     """Changes in order of least harm, each tried; what turns out not to be needed is taken back."""
 
     def tried(changes: Changes) -> tuple[WorkerMemory, float]:
         """And how much of the scarcest memory it needs: 1 is all of it."""
-        memory = memory_of(changed(cfg, changes), on_gpu=on_gpu)
+        memory = memory_of(changed(cfg, changes), on_gpu=on_gpu, kinds=kinds)
         return memory, max(n.gb / n.limit_gb for n in needs(memory, cluster, on_gpu=on_gpu))
 
     chosen: Changes = {}
@@ -124,7 +127,7 @@ def nearest_that_fits(
         _in_shards,
         _recomputed,
         _by_block,
-        _fewer_clips,
+        lambda cfg, cluster: _fewer_clips(cfg, kinds),
         _more_workers,
         _offloaded,
         _smaller,
@@ -173,16 +176,16 @@ def _go_together(cfg: RunConfig, changes: Changes) -> bool:
     return True
 
 
-def memory_of(cfg: RunConfig, *, on_gpu: bool) -> WorkerMemory:
+def memory_of(cfg: RunConfig, *, on_gpu: bool, kinds: Kinds = None) -> WorkerMemory:
     """Kept: a search comes by the same config more than once."""
-    return _memory_of(cfg.model_dump_json(), on_gpu)
+    return _memory_of(cfg.model_dump_json(), on_gpu, kinds)
 
 
 @lru_cache(maxsize=64)
-def _memory_of(config: str, on_gpu: bool) -> WorkerMemory:
+def _memory_of(config: str, on_gpu: bool, kinds: Kinds) -> WorkerMemory:
     cfg = RunConfig.model_validate_json(config)
     layout = Layout.from_specs(cfg, codec_spec(cfg.codec.video), codec_spec(cfg.codec.audio))
-    return sizes(cfg, build_on_meta(cfg, layout), on_gpu=on_gpu)
+    return sizes(cfg, build_on_meta(cfg, layout), on_gpu=on_gpu, kinds=kinds)
 
 
 def _in_shards(cfg: RunConfig, cluster: Cluster) -> Iterator[Changes]:
@@ -200,9 +203,9 @@ def _by_block(cfg: RunConfig, cluster: Cluster) -> Iterator[Changes]:
         yield {"train.gather": "block"}
 
 
-def _fewer_clips(cfg: RunConfig, cluster: Cluster) -> Iterator[Changes]:
+def _fewer_clips(cfg: RunConfig, kinds: Kinds) -> Iterator[Changes]:
     """At once, with as many in a step: parts of the micro-batch with most tokens."""
-    buckets, tokens = largest_buckets(cfg), cfg.data.batch_tokens
+    buckets, tokens = largest_buckets(cfg, kinds), cfg.data.batch_tokens
     clips = max(buckets, key=lambda b: b.batch_clips * clip_tokens(cfg, b.clip_s, b.size)).batch_clips
     for parts in range(2, clips + 1):
         if clips % parts == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,7 +57,26 @@ def check_encoders(targets: Sequence[TargetConfig]) -> None:
                 f"data.targets: {target.name}: {folder} has no {', no '.join(missing)}; give the folder of a "
                 "transformers encoder, and on every node"
             )
+        _check_modality(target)
         _check_width(target)
+
+
+def _check_modality(target: TargetConfig) -> None:
+    """By its preprocessor, as `avtok.frozen` tells them apart, but before anything is loaded."""
+    try:
+        settings = json.loads((Path(target.encoder).expanduser() / ENCODER_FILES[1]).read_text("utf-8"))
+    except ValueError:  # loading it says more
+        return
+    sees, hears = "image_mean" in settings, "sampling_rate" in settings
+    if target.modality == "video" and hears and not sees:
+        wrong, right = "no encoder of pictures", "audio"
+    elif target.modality == "audio" and sees and not hears:
+        wrong, right = "no encoder of sound", "video"
+    else:
+        return
+    raise UserError(
+        f"data.targets: {target.name}: {target.encoder} is {wrong}; give one, or modality: {right}"
+    )
 
 
 def _check_width(target: TargetConfig) -> None:

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 
 from avtok.decode import ClipError, probe
 from avtok.media import MediaInfo
-from ray_jobs.buckets import buckets_of
+from ray_jobs.buckets import Kinds, buckets_of
 from ray_jobs.cuts import make_cuts
 from ray_jobs.errors import UserError
+from ray_jobs.learnable import Contents
 from ray_jobs.manifest_columns import ManifestColumns
 from ray_jobs.manifest_table import MANIFEST_SCHEMA, manifest_row
 from ray_jobs.sources import SourceRow, read_sources
@@ -28,28 +29,38 @@ PROBED = 64  # files of a source that was not indexed; the rest are taken to be 
 
 @dataclass(frozen=True)
 class _Looked:
-    """What was found out about one source. share: how many times as many rows it has."""
+    """What was found out about one source. share: how many times as many rows it has. is_opened: its files
+    were, by us or by an index."""
 
     columns: str | BinaryIO
     known: str
     share: float = 1.0
+    is_opened: bool = True
 
 
-def describe_data(cfg: RunConfig) -> dict[str, Any]:
-    """Clips, hours and micro-batches of a pass over the sources; {known: why not} when they cannot be looked
-    at. UserError for a source that is not there."""
+@dataclass(frozen=True)
+class Described:
+    """facts: clips, hours and micro-batches of a pass; {known: why not} for sources that cannot be looked at.
+    Where files were opened, what clips for training hold, and the kinds of micro-batches that come."""
+
+    facts: dict[str, Any]
+    contents: Contents | None = None
+    kinds: Kinds = None
+
+
+def describe_data(cfg: RunConfig) -> Described:
+    """UserError for a source that is not there."""
     if not cfg.data.sources:
-        return {"known": "no: data.manifest is not set"}
+        return Described({"known": "no: data.manifest is not set"})
     looked: list[_Looked] = []
     for source in cfg.data.sources:
         if why := _why_unknown(source.manifest):
-            return {"known": f"no: {why}"}
+            return Described({"known": f"no: {why}"})
         looked.append(_indexed(source.manifest) or _probed(source.manifest))
-    known = looked[0].known if len(looked) == 1 else f"{len(looked)} sources"
-    return {"known": known, **_counted(cfg, looked)}
+    return _counted(cfg, looked)
 
 
-def _counted(cfg: RunConfig, looked: list[_Looked]) -> dict[str, Any]:
+def _counted(cfg: RunConfig, looked: list[_Looked]) -> Described:
     """Cut as the plan cuts them, all sources together: so much is held out of all."""
     buckets, share_S = buckets_of(cfg), np.array([one.share for one in looked])
     manifest = ManifestColumns({str(number): one.columns for number, one in enumerate(looked)})
@@ -61,13 +72,21 @@ def _counted(cfg: RunConfig, looked: list[_Looked]) -> dict[str, Any]:
         batches += math.ceil(share_S[source] * own / buckets[bucket].batch_clips)
     batches = max(1, batches)
     seconds_N = manifest.numbers("end_s") - manifest.numbers("start_s")
-    return {
+    facts = {
+        "known": looked[0].known if len(looked) == 1 else f"{len(looked)} sources",
         "clips": round(share_S[source_C].sum()),
         "hours": float((share_S[source_N] * seconds_N).sum() / 3600),
         "batches_per_epoch": batches,
         "steps_per_epoch": batches / cfg.train.micro_batches,
         "epochs": cfg.train.steps * cfg.train.micro_batches / batches,
     }
+    if not all(one.is_opened for one in looked):
+        return Described(facts)
+    kind_C = np.array([bucket.kind for bucket in buckets])[cuts.bucket_S]
+    seen_C, heard_C = (manifest.numbers(name)[cuts.row_S] for name in ("has_video", "has_sound"))
+    contents = Contents.of(seen_C[trained_C], heard_C[trained_C], kind_C[trained_C] == "still")
+    kinds: Kinds = frozenset(bucket.kind for bucket in buckets if bucket.kind in kind_C)
+    return Described(facts, contents, kinds)
 
 
 def is_elsewhere(path: str) -> bool:
@@ -108,12 +127,18 @@ def _probed(manifest: str) -> _Looked:
         raise UserError(f"{manifest}: none of {len(looked_at)} files can be opened as media")
     known, columns = f"from {len(looked_at)} of {len(rows)} files", io.BytesIO()
     pq.write_table(pa.Table.from_pylist(usable, schema=MANIFEST_SCHEMA), columns)
-    return _Looked(columns, known, len(rows) / len(looked_at))
+    is_opened = all(_is_here(row) for row in looked_at)
+    return _Looked(columns, known, len(rows) / len(looked_at), is_opened)
+
+
+def _is_here(row: SourceRow) -> bool:
+    """On this machine: none is fetched."""
+    return "://" not in row.uri and bool(member_of(row.uri) or Path(row.uri).exists())
 
 
 def _info(row: SourceRow) -> MediaInfo | None:
     """Of a file that is not here what its row says of it, where that tells its length. None is fetched."""
-    if "://" not in row.uri and (member_of(row.uri) or Path(row.uri).exists()):
+    if _is_here(row):
         try:
             return probe(str(local_copy(row.uri)))
         except (ClipError, StoreError, OSError):

@@ -23,6 +23,7 @@ from ray_jobs.export import export_run
 from ray_jobs.index import index_sources, read_left_out
 from ray_jobs.interrupt import first_stop
 from ray_jobs.keep_best import BestCommit
+from ray_jobs.learnable import Contents, check_learnable, useless_parts
 from ray_jobs.metrics import RunMetrics
 from ray_jobs.metrics_files import MetricsFiles
 from ray_jobs.model_fit import check_layout, init_lines
@@ -66,7 +67,9 @@ def prepare(cfg: RunConfig, command: str) -> tuple[RunFolder, Plan, bool]:
     folder.make()
     if not folder.config.exists():  # written last: what lies there without it is of a start that failed
         index_all(cfg, folder)
-        make_plan({name: str(path) for name, path in folder.manifests.items()}, cfg).save(folder.plan)
+        plan = make_plan({name: str(path) for name, path in folder.manifests.items()}, cfg)
+        check_learnable(Contents.of_plan(plan), cfg)
+        plan.save(folder.plan)
     commit = last_commit(folder.path)
     if commit is not None:
         check_adapted(cfg, commit)
@@ -165,6 +168,9 @@ def _run_alone(
             raise
         board.set_plan_is_there.remote(True)
     assert plan is not None
+    if last_commit(folder.path) is None:
+        for note in useless_parts(Contents.of_plan(plan), cfg):
+            _warn(folder, note, progress)
     with storage_errors_in_words(folder.path):
         metrics = MetricsFiles(folder.path)
     exported, flags = _exported_metrics(cfg, folder), RedFlags(begins_anew=not cfg.train.init)

@@ -12,6 +12,7 @@ from worldmodel.config_objective import NoiseConfig as NoiseConfig
 from worldmodel.config_objective import SelfFlowConfig as SelfFlowConfig
 from worldmodel.config_objective import TimeConfig as TimeConfig
 from worldmodel.config_part import Part as Part
+from worldmodel.config_part import Size
 from worldmodel.config_train import OptimConfig as OptimConfig
 from worldmodel.config_train import TrainConfig as TrainConfig
 
@@ -38,7 +39,7 @@ class BucketConfig(Part):
     """Clips of one length and size; micro-batches never mix buckets."""
 
     clip_s: float = Field(gt=0)
-    size: tuple[int, int]
+    size: Size
 
 
 class LimitsConfig(Part):
@@ -98,7 +99,7 @@ class DataConfig(Part):
     phases: tuple[PhaseConfig, ...] = ()
     clip_s: float = Field(default=2.0, gt=0)
     fps: int = Field(default=16, gt=0)
-    size: tuple[int, int] = (64, 64)
+    size: Size = (64, 64)
     sample_rate: int = Field(default=16000, gt=0)
     buckets: tuple[BucketConfig, ...] = Field(
         default=(), description="besides clip_s and size; a clip goes to the longest and nearest that fits"
@@ -148,6 +149,12 @@ class DataConfig(Part):
             raise ValueError(f"give manifest={self.manifest} or mixture ({', '.join(names)}), not both")
         if len(set(names)) < len(names):
             raise ValueError(f"mixture names a source twice: {', '.join(sorted(names))}")
+        targets = [target.name for target in self.targets]
+        if twice := sorted({name for name in targets if targets.count(name) > 1}):
+            raise ValueError(
+                f"targets=[{', '.join(targets)}]: {', '.join(twice)} stands there twice; give each encoder "
+                "a name of its own"
+            )
         known = names or ["clips"]
         for number, phase in enumerate(self.phases, start=1):
             if unknown := sorted(set(phase.weights) - set(known)):
@@ -178,7 +185,7 @@ class ModelConfig(Part):
     width: int = Field(default=192, ge=8)
     head_dim: int = Field(default=48, ge=8)
     mlp_ratio: float = Field(default=4.0, gt=0)
-    patch: tuple[int, int] = Field(default=(2, 2), description="video latents per token, height and width")
+    patch: Size = Field(default=(2, 2), description="video latents per token, height and width")
     audio_patch: int = Field(default=1, ge=1, description="audio latents per token")
     chunk_frames: int = Field(default=4, ge=1, description="video frames of one chunk")
     causal_stem: bool = Field(
@@ -309,12 +316,32 @@ class RunConfig(Part):
                 "objective.rep=repa follows frozen encoders, but data.targets is empty; name one there, "
                 "such as {name: dino, encoder: FOLDER}"
             )
+        self._learns()
         self._follows()
         if self.rollout.prefix_s < self.chunk_s:
             raise ValueError(
                 f"rollout.prefix_s={self.rollout.prefix_s} is shorter than one chunk of {self.chunk_s} s"
             )
         return self
+
+    def _learns(self) -> None:
+        """ValueError where nothing could be."""
+        objective = self.objective
+        weights = {
+            "video": max(objective.video_weight, objective.image_weight),
+            "audio": objective.audio_weight,
+        }
+        taught = [name for name in self.made if weights[name]]
+        if not taught:
+            of = {"video": ("video_weight", "image_weight"), "audio": ("audio_weight",)}
+            zeros = ", ".join(f"objective.{w}=0" for name in self.made for w in of[name])
+            raise ValueError(f"{zeros}: nothing would be learned; set one above 0")
+        followed = {target.modality for target in self.data.targets}
+        if objective.rep == "repa" and followed.isdisjoint(taught):
+            raise ValueError(
+                f"objective.rep=repa follows encoders of {' and '.join(sorted(followed))} (data.targets), "
+                f"but only {' and '.join(taught)} is trained; name one of modality {taught[0]}"
+            )
 
     def _follows(self) -> None:
         """ValueError where what features follow would be themselves."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from math import lcm
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from worldmodel.config_lora import LoraConfig
 from worldmodel.config_part import Part
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimConfig(Part):
     lr: float = Field(default=2e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
     warmup_steps: int = Field(default=50, ge=0)

@@ -23,6 +23,7 @@ BOUNDS = {
 KINDS = (
     ("int_", "must be a whole number"),
     ("float_", "must be a number"),
+    ("finite_", "must be a finite number"),
     ("bool_", "must be true or false"),
     ("string_", "must be text"),
     ("model_", "must be a mapping of keys"),
@@ -92,9 +93,13 @@ def config_difference(old: RunConfig, new: RunConfig) -> list[str]:
 
 def _read_yaml(path: Path, lines: dict[str, str], problems: list[str]) -> dict[str, Any]:
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            [f"{path}: no text in UTF-8 (byte {error.start}); give the YAML of a run"]
+        ) from None
     try:
         node = yaml.compose(text)
         values = yaml.safe_load(text)
@@ -184,6 +189,8 @@ def _describe(
         shown = key if error["type"] == "missing" else key + index
         value = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
         given = "nothing" if value is None else repr(value)
+        if error["type"] == "string_type" and isinstance(value, bool | int | float):
+            given += "; YAML reads it so without quotes"
         return where or _source(path), key, f"{shown} {_must_be(kind, error, names)}, got {given}"
     # Cross-field checks name their settings as `key=value`; the first that was written gives the line.
     message = error["msg"].removeprefix("Value error, ")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,8 @@ def read_lora(given: str | Path) -> Lora:
 def merge_lora(model: WorldTransformer, lora: Lora, *, name: str, scale: float = 1.0) -> dict[str, Tensor]:
     """Adds a LoRA to the weights of `model`, called `name`; returns the weights that it changed, as they
     were. LoraError for one of another base."""
+    if not math.isfinite(scale):
+        raise LoraError(f"LoRA scale {scale}: give a number, such as 1 for as it was trained")
     _check_belongs(model, lora, name)
     peft = _peft()
     layers = {key.partition(".lora_")[0] for key in lora.weights}
@@ -231,6 +234,14 @@ def _peft_config(transformer: WorldTransformer, cfg: RunConfig) -> Any:
                 f"train.lora.targets: no linear layer is named {target}; there are {', '.join(kinds)}"
             )
     layers = [name for name in linear if any(target in name for target in cfg.train.lora.targets)]
+    shapes = {name: tuple(parameter.shape) for name, parameter in transformer.named_parameters()}
+    narrow = {name: min(shapes[f"{name}.weight"]) for name in layers}
+    widest = max(narrow, key=narrow.__getitem__)
+    if cfg.train.lora.rank > narrow[widest]:
+        raise LoraError(
+            f"train.lora.rank={cfg.train.lora.rank} is more than any of its layers has: {widest} has "
+            f"{narrow[widest]}; use at most that"
+        )
     return _config_of(layers, cfg, None)
 
 

@@ -191,7 +191,20 @@ def test_commands_that_are_given_something_that_is_not_there_say_so(tmp_path):
         line == f"{tmp_path / 'rollouts.json'}: does not exist; give a folder that `worldmodel rollout` wrote"
     )
     (line,) = complaint("export", tmp_path, "--out", tmp_path / "out")
-    assert line == f"{tmp_path}: nothing was committed, so there is nothing to export"
+    assert line == (
+        f"{tmp_path}: is no run: it has no config.yaml; give the folder of a run, or its name in runs/"
+    )
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("name: mine\n")
+    (line,) = complaint("export", "mine", "--out", "out", cwd=tmp_path)
+    assert line == "runs/mine: nothing was committed, so there is nothing to export"
+    (line,) = complaint("export", "mine", "--out", run / "config.yaml", cwd=tmp_path)
+    assert line == f"--out {run / 'config.yaml'}: is a file; give a folder"
+    film, episode = tmp_path / "film.mp4", simulate(BounceSettings(), seed=0, duration_s=0.25)
+    write_clip(film, episode.video_THWC, episode.audio_N, fps=16, sample_rate=16000)
+    (line,) = complaint("train", film, "--dry-run")
+    assert line.startswith(f"{film}: no text in UTF-8 (byte ")
     (line,) = complaint("data", "stats", tmp_path / "m.parquet")
     assert line.startswith(f"{tmp_path / 'm.parquet'}: no such manifest; make one with: worldmodel index")
 

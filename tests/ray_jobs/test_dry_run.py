@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from avtok.load import codec_spec
-from ray_jobs.declared_cluster import Cluster
+from ray_jobs.declared_cluster import Cluster, declared_cluster
 from ray_jobs.dry_run import describe, dry_run
 from ray_jobs.errors import UserError
 from ray_jobs.model_cost import build_on_meta, flops_per_step
@@ -23,6 +23,7 @@ from ray_jobs.source_size import describe_data
 from ray_jobs.step_memory import LiveBytes, step_memory
 from ray_jobs.worker_memory import sizes
 from tests.ray_jobs.test_cli_errors import complaint, worldmodel
+from tests.ray_jobs.test_plan import write_manifest
 from tests.worldmodel.synthetic import make_batch
 from worldmodel.config import RunConfig
 from worldmodel.draw import draw
@@ -281,11 +282,13 @@ def test_clips_and_passes_are_counted_as_the_plan_cuts_them(
     values["data"] |= {"batch_clips": 1} if buckets else {}
     cfg = RunConfig.model_validate(values)
     plan = make_plan(str(manifest), cfg)
-    found = describe_data(cfg)
+    found = describe_data(cfg).facts
     assert (found["known"], found["clips"]) == ("indexed", plan.num_samples)
     assert found["batches_per_epoch"] == plan.num_batches_per_epoch
     folder = cfg.model_copy(update={"data": cfg.data.model_copy(update={"manifest": str(clip_folder)})})
-    assert abs(describe_data(folder)["clips"] - plan.num_samples) <= 1  # the silent one is only found later
+    assert (
+        abs(describe_data(folder).facts["clips"] - plan.num_samples) <= 1
+    )  # the silent one is only found later
     with pytest.raises(UserError, match="no such file or folder"):
         dry_run(cfg.model_copy(update={"data": cfg.data.model_copy(update={"manifest": "nowhere"})}))
 
@@ -296,7 +299,7 @@ def test_clips_that_only_the_cluster_has_are_not_known(manifest: str):
     told = f"\ndata: {manifest} is not on this machine: its clips and epochs are not known\n"
     assert told in describe(facts)
     mixture = [{"name": "some", "manifest": manifest, "weight": 1}]
-    assert describe_data(config(data={"mixture": mixture})) == facts["data"]
+    assert describe_data(config(data={"mixture": mixture})).facts == facts["data"]
 
 
 @pytest.mark.parametrize("rep", ["repa", "none"])  # decode actors run them, followed or not
@@ -357,7 +360,7 @@ def test_a_mixture_is_held_out_of_as_the_plan_does(manifest: Path, clip_folder: 
     mixture = [{"name": name, "manifest": str(manifest), "weight": 1} for name in names]
     values["data"] |= {"manifest": "", "mixture": mixture, "held_out": 0.1, "batch_clips": 1}
     cfg = RunConfig.model_validate(values)
-    plan, found = make_plan(dict.fromkeys(names, str(manifest)), cfg), describe_data(cfg)
+    plan, found = make_plan(dict.fromkeys(names, str(manifest)), cfg), describe_data(cfg).facts
     assert found["batches_per_epoch"] == plan.num_batches_per_epoch
     assert (found["known"], found["clips"]) == ("4 sources", plan.num_samples)
 
@@ -366,9 +369,63 @@ def test_clips_that_are_elsewhere_are_counted_by_the_spans_of_their_list(tmp_pat
     rows = [{"uri": f"/mnt/nowhere/{n}.mp4", "start_s": 0.0, "end_s": 3.0} for n in range(10)]
     (tmp_path / "clips.json").write_text(json.dumps(rows))
     data = cfg.data.model_copy(update={"manifest": str(tmp_path / "clips.json")})
-    found = describe_data(cfg.model_copy(update={"data": data}))
+    found = describe_data(cfg.model_copy(update={"data": data})).facts
     assert found["clips"] == 10 * round(3 / cfg.data.clip_s)
     assert found["hours"] == pytest.approx(30 / 3600)
+
+
+def test_a_source_of_sound_alone_is_reckoned_without_pictures_and_refused_where_it_teaches_nothing(
+    tmp_path: Path,
+):
+    def facts_of(row: dict[str, Any], *, workers: int = 1, **objective: float) -> dict[str, Any]:
+        rows = [
+            {"uri": f"file {n}", "group": str(n), "end_s": 2.0, "duration_s": 2.0} | row for n in range(9)
+        ]
+        manifest = write_manifest(tmp_path / "m.parquet", rows)
+        train = {"device": "cpu", "workers": workers, "micro_batches": 1}
+        return dry_run(
+            config(
+                data={"manifest": manifest, "batch_clips": 2, "size": (128, 128)},
+                train=train,
+                objective=objective,
+            )
+        )
+
+    films, sounds = facts_of({}), facts_of({"has_video": False})
+    assert sounds["tokens"]["parts"]["video"] < films["tokens"]["parts"]["video"]
+    assert sounds["worker_bytes"]["total"] < films["worker_bytes"]["total"]
+    assert "reckoned with its largest micro-batch: 2 clips of 2.0 s of sound alone" in describe(sounds)
+    idle = facts_of({"has_video": False}, workers=2)  # an empty micro-batch has the first bucket's shape
+    assert idle["worker_bytes"]["activations"] == films["worker_bytes"]["activations"]
+    with pytest.raises(UserError, match="nothing to learn: all clips for training hold sound, and"):
+        facts_of({"has_video": False}, picture_alone=1.0)
+
+
+def test_workers_that_share_clips_count_as_one():
+    train = {"workers": 4, "micro_batches": 3, "device": "cpu"}
+    for shared, found in ((1, (1, 1)), (2, (2, 1)), (4, (3, 0))):
+        cfg = config(train=train | {"sequence_parallel": shared}, model=SMALL | {"width": 96})
+        told = dry_run(cfg)["train"]
+        assert (told["micro_batches_per_worker"], told["idle_slots"]) == found, shared
+
+
+def test_gpus_that_a_run_leaves_idle_and_that_cannot_do_what_it_asks_are_told():
+    cluster = declared_cluster("h100", "bf16", 2)
+    facts = dry_run(config(train={"device": "cpu"}), cluster)
+    assert facts["seconds"] is None
+    assert "warning: train.device=cpu leaves the GPUs of --cluster idle" in describe(facts)
+    assert dry_run(config(), cluster)["warnings"] == []
+    assert dry_run(config(), cluster)["seconds"]
+    in_8_bits = config(train={"fp8": True, "gather": "step"})
+    dry_run(in_8_bits, cluster)
+    with pytest.raises(UserError, match=r"train\.fp8=true needs a GPU with FP8 units, and gpu=a100 has none"):
+        dry_run(in_8_bits, declared_cluster("a100", "bf16", 2))
+
+
+def test_phases_that_never_come_are_told_by_a_dry_run():
+    phases = [{"name": "long", "steps": 10}, {"name": "last"}]
+    facts = dry_run(config(data={"phases": phases, "batch_clips": 2}, train={"steps": 10}))
+    assert "warning: data.phases: train.steps=10 ends before last (at step 10)" in describe(facts)
 
 
 def test_clips_in_a_tar_are_counted(tmp_path: Path, clip_folder: Path, cfg: RunConfig):
@@ -376,4 +433,6 @@ def test_clips_in_a_tar_are_counted(tmp_path: Path, clip_folder: Path, cfg: RunC
         for name in ("bounce_0.mp4", "bounce_1.mp4"):
             shard.add(clip_folder / name, name)
     data = cfg.data.model_copy(update={"manifest": str(tmp_path / "shard.tar")})
-    assert describe_data(cfg.model_copy(update={"data": data}))["clips"] == 2 * round(2 / cfg.data.clip_s)
+    assert describe_data(cfg.model_copy(update={"data": data})).facts["clips"] == 2 * round(
+        2 / cfg.data.clip_s
+    )

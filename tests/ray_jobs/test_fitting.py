@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from avtok.load import codec_spec
-from ray_jobs.buckets import buckets_of
+from ray_jobs.buckets import Kinds, buckets_of, largest_buckets, shaped_layout
 from ray_jobs.declared_cluster import GPUS, Cluster, declared_cluster
 from ray_jobs.dry_run import describe, dry_run
 from ray_jobs.errors import UserError
@@ -120,13 +120,33 @@ def test_sizes_that_are_proposed_are_those_of_the_configs():
 def test_what_was_published_fits_the_gpu_of_its_header(path: Path):
     cfg = load_config(path, [])
     cluster = declared_cluster("h100", cfg.train.precision, cfg.train.workers)
-    (need,) = needs(memory_of(cfg, on_gpu=True), cluster, on_gpu=True)
+    kinds: Kinds = frozenset({"sound"}) if path.stem == "audio" else None
+    (need,) = needs(memory_of(cfg, on_gpu=True, kinds=kinds), cluster, on_gpu=True)
     assert need.fits
     told = re.search(
         r"^# Hardware: one GPU of 80 GB, of which (\d+) are reckoned with", path.read_text("utf-8"), re.M
     )
     assert told
     assert need.gb == pytest.approx(int(told[1]), abs=1)
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted(CONFIGS.glob("av_*.yaml")), *sorted((CONFIGS / "as_published").glob("*.yaml"))]
+)
+def test_a_header_says_the_hours_that_a_dry_run_does(path: Path):
+    cfg = load_config(path, [])
+    cluster = declared_cluster("h100", cfg.train.precision, cfg.train.workers)
+    buckets = largest_buckets(cfg, frozenset({"sound"}) if path.stem == "audio" else None)
+    found = []
+    for bucket in buckets:
+        layout = shaped_layout(cfg, bucket.clip_s, bucket.size)
+        count = Counts.of(build_on_meta(cfg, layout), cfg.train.workers)
+        takes = step_time(cfg, layout, cluster, count, bucket.batch_clips)
+        assert takes
+        found.append(takes.as_facts(cfg, cluster)["run_hours"])
+    told = re.search(r"^# Duration: about ([\d.]+) hours", path.read_text("utf-8"), re.M)
+    assert told
+    assert float(told[1]) == pytest.approx(max(found), rel=0.05)
 
 
 def test_the_three_kinds_as_published_come_in_the_numbers_that_the_config_says():

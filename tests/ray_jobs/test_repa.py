@@ -89,6 +89,20 @@ def test_a_width_that_is_not_the_encoder_s_is_told_before_anything_starts(tmp_pa
     check_encoders(config_of(tmp_path, [{**target, "width": 16}]).data.targets)
 
 
+def test_an_encoder_of_the_other_modality_is_told_before_anything_is_loaded(tmp_path):
+    folders = {"video": wav2vec(tmp_path / "ear"), "audio": dino(tmp_path / "eye")}
+    for modality, folder in folders.items():
+        for weights in folder.glob("*.safetensors"):
+            weights.write_bytes(b"")
+        wrong = {"name": "one", "encoder": str(folder), "modality": modality, "width": 16}
+        right = "audio" if modality == "video" else "video"
+        with pytest.raises(
+            UserError, match=f"targets: one: .* is no encoder of .*; give one, or modality: {right}"
+        ):
+            check_given(config_of(tmp_path, [wrong]))
+        check_encoders(config_of(tmp_path, [{**wrong, "modality": right}]).data.targets)
+
+
 def test_widths_that_a_config_does_not_settle_are_left_to_who_knows_them(tmp_path):
     target = {"name": "focal", "encoder": str(dino(tmp_path / "focal")), "width": 128}
     (cfg,) = config_of(tmp_path, [target]).data.targets

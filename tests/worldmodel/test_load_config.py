@@ -81,6 +81,27 @@ CASES = {
     "the last of 500 steps; set train.evaluate_every=100",
     "data:\n  held_out: 0\ntrain:\n  steps: 501\n  keep_best: true\n": "a.yaml:5: train.keep_best=true keeps "
     "the commit of lowest held-out error, and data.held_out=0 holds nothing out; set data.held_out=0.1",
+    "objective:\n  video_weight: 0\n  image_weight: 0\n  audio_weight: 0\n": "a.yaml:2: "
+    "objective.video_weight=0, objective.image_weight=0, objective.audio_weight=0: nothing would be learned; "
+    "set one above 0",
+    "objective:\n  sound_alone: 1\n  audio_weight: 0\n": "a.yaml:3: objective.audio_weight=0: nothing would "
+    "be learned; set one above 0",
+    "objective:\n  rep: repa\n  picture_alone: 1\ndata:\n  targets:\n  - {name: ear, encoder: E, modality: "
+    "audio}\n": "a.yaml:2: objective.rep=repa follows encoders of audio (data.targets), but only video is "
+    "trained; name one of modality video",
+    "data:\n  targets: [{name: a, encoder: x}, {name: a, encoder: y}]\n": "a.yaml:2: "
+    "data.targets=[a, a]: a stands there twice; give each encoder a name of its own",
+    "data:\n  size: [64, 0]\n": "a.yaml:2: data.size[1] must be at least 1, got 0",
+    "data:\n  buckets: [{clip_s: 2, size: [-64, 64]}]\n": "a.yaml:2: data.buckets.size[0][0] must be at "
+    "least 1, got -64",
+    "model:\n  patch: [0, 2]\n": "a.yaml:2: model.patch[0] must be at least 1, got 0",
+    "optim:\n  lr: .inf\n": "a.yaml:2: optim.lr must be a finite number, got inf",
+    "optim:\n  betas: [0.9, 1]\n": "a.yaml:2: optim.betas[1] must be below 1.0, got 1",
+    "data:\n  clip_s: .inf\n": "a.yaml:2: data.clip_s must be a finite number, got inf",
+    "train:\n  steps: yes\n": "a.yaml:2: train.steps must be a whole number, got True",
+    "optim:\n  betas: [on, 0.9]\n": "a.yaml:2: optim.betas must be a number, got [True, 0.9]",
+    "data:\n  batch_tokens: on\n": "a.yaml:2: data.batch_tokens must be a whole number, got True",
+    "name: off\n": "a.yaml:1: name must be text, got False; YAML reads it so without quotes",
     "- 1\n": "a.yaml:1: a config is a mapping of keys, got list",
 }
 

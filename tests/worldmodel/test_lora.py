@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import peft
@@ -273,6 +274,22 @@ def test_a_run_whose_model_is_not_the_base_s_is_refused(base, layout):
         build_student(
             tiny_config(objective={"prediction": "v"}, train={"init": str(base), "lora": {}}), layout
         )
+
+
+def test_a_rank_that_no_layer_has_is_refused(base, layout):
+    student = build_student(lora_config(base, lora={"targets": ["qkv"]}), layout).transformer
+    most = min(student.blocks[0].attention.qkv.weight.shape)
+    build_student(lora_config(base, lora={"targets": ["qkv"], "rank": most}), layout)
+    with pytest.raises(LoraError, match=rf"rank={most + 1} is more than any .* has {most}; use at most that"):
+        build_student(lora_config(base, lora={"targets": ["qkv"], "rank": most + 1}), layout)
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf])
+def test_a_scale_that_is_no_number_is_refused_and_changes_nothing(trained, pipe, layout, scale):
+    before = output_of(pipe.model, layout)
+    with pytest.raises(LoraError, match=f"LoRA scale {scale}: give a number"):
+        pipe.load_lora(trained[1], scale=scale)
+    assert torch.equal(output_of(pipe.model, layout), before)
 
 
 def test_targets_are_parts_of_names_and_one_that_names_nothing_is_told(base, layout):

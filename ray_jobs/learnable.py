@@ -1,0 +1,88 @@
+"""Which clips can teach something, and which phases come: told before hours are spent for nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_jobs.errors import UserError
+from ray_jobs.plan import Plan
+from worldmodel.config import RunConfig
+
+# S clips for training.
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What clips for training hold, bool [S]; sound may be beside pictures."""
+
+    films: np.ndarray
+    stills: np.ndarray
+    sound: np.ndarray
+
+    @classmethod
+    def of(cls, seen_S: np.ndarray, heard_S: np.ndarray, is_still_S: np.ndarray) -> Contents:
+        return cls(seen_S & ~is_still_S, seen_S & is_still_S, heard_S)
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> Contents:
+        kind_K = np.array([bucket.kind for bucket in plan.buckets])
+        is_still_S = kind_K[plan.bucket_of[: plan.num_train]] == "still"
+        seen_S, heard_S = (plan.table[n].to_numpy()[: plan.num_train] for n in ("has_video", "has_sound"))
+        return cls.of(seen_S, heard_S, is_still_S)
+
+    def teach(self, cfg: RunConfig) -> np.ndarray:
+        """Bool [S]: whether any of it is trained."""
+        taught = [getattr(self, kind) for kind, why in _untaught(cfg).items() if not why]
+        return np.logical_or.reduce([np.zeros(len(self.films), dtype=bool), *taught])
+
+    def why_not(self, cfg: RunConfig, some_S: np.ndarray) -> str:
+        """What some of them hold, and the settings by which that is not trained."""
+        there = {kind: why for kind, why in _untaught(cfg).items() if (getattr(self, kind) & some_S).any()}
+        whys = " and ".join(dict.fromkeys(there.values()))
+        return f"hold {' and '.join(there)}, and {whys}"
+
+
+def check_learnable(contents: Contents, cfg: RunConfig) -> None:
+    """UserError where no clip for training holds anything that is trained."""
+    teaches_S = contents.teach(cfg)
+    if not teaches_S.any():
+        where = ", ".join(source.manifest for source in cfg.data.sources)
+        raise UserError(
+            f"{where}: nothing to learn: all clips for training {contents.why_not(cfg, ~teaches_S)}; change "
+            "that or give other clips"
+        )
+
+
+def useless_parts(contents: Contents, cfg: RunConfig) -> list[str]:
+    """For people: clips that teach nothing, phases that never come."""
+    notes, teaches_S = never_reached(cfg), contents.teach(cfg)
+    if idle := int((~teaches_S).sum()):
+        notes.append(
+            f"{idle} of {len(teaches_S)} clips for training teach nothing: they "
+            f"{contents.why_not(cfg, ~teaches_S)}"
+        )
+    return notes
+
+
+def never_reached(cfg: RunConfig) -> list[str]:
+    """Phases of data.phases that begin after the last step."""
+    begins, late = 0, []
+    for phase in cfg.data.phases:
+        if begins >= cfg.train.steps:
+            late.append(f"{phase.name} (at step {begins})")
+        begins += phase.steps or 0
+    return [f"data.phases: train.steps={cfg.train.steps} ends before {', '.join(late)}"] if late else []
+
+
+def _untaught(cfg: RunConfig) -> dict[str, str]:
+    """By kind: the setting by which it is not trained; empty where it is."""
+    objective = cfg.objective
+    weights = {"films": "video_weight", "stills": "image_weight", "sound": "audio_weight"}
+    found = {k: "" if getattr(objective, name) else f"objective.{name}=0" for k, name in weights.items()}
+    if "video" not in cfg.made:
+        found |= dict.fromkeys(("films", "stills"), "objective.sound_alone=1 trains sound alone")
+    if "audio" not in cfg.made:
+        found["sound"] = "objective.picture_alone=1 trains pictures alone"
+    return found
