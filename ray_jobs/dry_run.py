@@ -16,7 +16,7 @@ from ray_jobs.learnable import check_learnable, never_reached, useless_parts
 from ray_jobs.model_cost import build_on_meta, parameters_by_part
 from ray_jobs.model_fit import init_lines
 from ray_jobs.models import check_encoders, check_lora
-from ray_jobs.preflight import check_codecs
+from ray_jobs.preflight import check_codecs, check_prefix
 from ray_jobs.source_size import Described, describe_data, is_elsewhere
 from ray_jobs.state_memory import Counts
 from ray_jobs.step_time import step_time
@@ -53,6 +53,7 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
     cluster = cluster or Cluster()
     refuse_too_many_workers(cfg, cluster)
     check_lora(cfg.train.lora)
+    check_prefix(cfg)
     layout = _layout(cfg)
     try:
         begins_from = [*_begins_from(cfg, layout), *_follows(cfg)]

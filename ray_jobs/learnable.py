@@ -66,6 +66,30 @@ def useless_parts(contents: Contents, cfg: RunConfig) -> list[str]:
     return notes
 
 
+def held_out_notes(plan: Plan, cfg: RunConfig) -> list[str]:
+    """For people: what held-out clips are too few or too short for."""
+    ids = plan.held_out_ids
+    if not len(ids):
+        return []
+    notes, groups = list[str](), set(plan.table["group"].take(ids).to_pylist())
+    if len(groups) == 1:
+        notes.append(
+            f"held-out error and rollouts are of one file alone: data.held_out={cfg.data.held_out:g}"
+        )
+    own = ids[plan.bucket_of[ids] == 0]
+    if not len(own):
+        notes.append(
+            "nothing will be continued after training: no held-out clip has pictures, data.clip_s and "
+            "data.size"
+        )
+    elif (longest_s := plan.table["valid_s"].to_numpy()[own].max()) < cfg.rollout.prefix_s:
+        notes.append(
+            f"nothing will be continued after training: held-out clips are {longest_s:.3g} s long at most, "
+            f"and rollout.prefix_s={cfg.rollout.prefix_s}"
+        )
+    return notes
+
+
 def never_reached(cfg: RunConfig) -> list[str]:
     """Phases of data.phases that begin after the last step."""
     begins, late = 0, []

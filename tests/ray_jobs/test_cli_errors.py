@@ -92,6 +92,15 @@ def test_a_missing_config_is_one_line(tmp_path):
     assert complaint("train", missing) == [f"{missing}: cannot be read: No such file or directory"]
 
 
+def test_a_prefix_that_no_held_out_clip_has_is_refused_before_anything_starts(config):
+    for more in ((), ("--dry-run",)):
+        (line,) = complaint("train", config, "--set", "rollout.prefix_s=1.5", *more)
+        assert line == (
+            "rollout.prefix_s=1.5, but the held-out clips that rollouts continue are of data.clip_s=1.0; use "
+            "--set rollout.prefix_s=1.0 or less"
+        )
+
+
 def test_every_mistake_in_settings_is_named_at_once_with_its_place_and_a_way_out(config):
     config.write_text(config.read_text() + "  clisp: 3\n", "utf-8")
     lines = complaint("train", config, "--set", "model.widht=96", "--set", "model.width=1000")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ray_jobs.errors import UserError
-from ray_jobs.learnable import Contents, check_learnable, never_reached, useless_parts
+from ray_jobs.learnable import Contents, check_learnable, held_out_notes, never_reached, useless_parts
 from ray_jobs.plan import make_plan
 from tests.ray_jobs.test_plan import write_manifest
 from worldmodel.config import RunConfig
@@ -59,6 +59,28 @@ def test_clips_that_teach_nothing_among_others_are_told(tmp_path):
         "pictures alone"
     ]
     assert not useless_parts(contents, config())
+
+
+@pytest.mark.parametrize(
+    ("rows", "notes"),
+    [
+        ([FILM] * 30, []),
+        ([FILM] * 2, ["held-out error and rollouts are of one file alone: data.held_out=0.5"]),
+        ([SOUND] * 30, ["nothing will be continued after training: no held-out clip has pictures, "]),
+        (
+            [{**FILM, "end_s": 0.4, "duration_s": 0.4}] * 30,
+            ["nothing will be continued after training: held-out clips are 0.4 s long at most, and rollout"],
+        ),
+    ],
+)
+def test_what_held_out_clips_cannot_do_is_told(tmp_path, rows, notes):
+    cfg = config()
+    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"held_out": 0.5})})
+    rows = [{"uri": f"file {i}", "group": str(i), **row} for i, row in enumerate(rows)]
+    plan = make_plan(write_manifest(tmp_path / "m.parquet", rows), cfg)
+    found = held_out_notes(plan, cfg)
+    assert len(found) == len(notes)
+    assert all(one.startswith(start) for one, start in zip(found, notes, strict=True))
 
 
 def test_phases_that_begin_after_the_last_step_are_told():
