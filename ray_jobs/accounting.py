@@ -113,7 +113,9 @@ class Ledger:
         """The ledger of a commit: all ranks' files, merged. JobError if there are none or they disagree."""
         files = sorted(Path(folder).glob("ledger-*.json"))
         if not files:
-            raise JobError(f"{folder}: holds no ledger-*.json, so what was consumed is unknown")
+            raise JobError(
+                f"{folder}: holds no ledger-*.json, so what was consumed is unknown; {DAMAGED_COMMIT}"
+            )
         return merge([cls._from_file(file) for file in files])
 
     def accounting_dict(self, plan: Plan) -> dict[str, Any]:

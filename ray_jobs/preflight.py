@@ -46,9 +46,13 @@ def check_prefix(cfg: RunConfig) -> None:
 
 def check_codecs(video: CodecSpec, audio: CodecSpec, data: DataConfig) -> None:
     """UserError when the codecs are for something else than the data are decoded to."""
-    problems = []
-    if video.modality != "video" or audio.modality != "audio":
-        problems.append(f"codec: {video.name} is for {video.modality}, {audio.name} for {audio.modality}")
+    problems = [
+        f"codec.{modality}: {codec.name} is a codec of {codec.modality}; give one of {modality}"
+        for modality, codec in (("video", video), ("audio", audio))
+        if codec.modality != modality
+    ]
+    if problems:  # their rates would say nothing
+        raise UserError(*problems)
     if video.rate_hz != data.fps:
         problems.append(f"data.fps={data.fps}, codec {video.name} needs {video.rate_hz}")
     if audio.rate_hz != data.sample_rate:

@@ -39,6 +39,7 @@ from ray_jobs.train_worker import layout_of, train_worker
 from ray_jobs.waiting import Waiting
 from worldmodel.config import RunConfig
 from worldmodel.lora import base_of, check_same_base
+from worldmodel.reasons import DAMAGED_COMMIT
 from worldmodel.train.checkpoint import read_model_file
 from worldmodel.train.red_flags import RedFlags
 
@@ -326,7 +327,8 @@ def _failure(
     kept = f"last commit: {commit.name}" if commit else "nothing was committed yet"
     resume = f"resume with the same command, or `worldmodel train {folder.path / 'config.yaml'}`"
     if outcome is not None:
-        return JobError(f"{folder.path.name}: {outcome['reason']}", f"{kept}; {resume}")
+        again = resume if DAMAGED_COMMIT not in outcome["reason"] else "then start the same command again"
+        return JobError(f"{folder.path.name}: {outcome['reason']}", f"{kept}; {again}")
     reason = (
         failures[0]
         if failures

@@ -215,8 +215,8 @@ def _must_be(kind: type[BaseModel], error: Any, names: list[str]) -> str:
         return "must be a list of at least one"
     if problem == "tuple_type" and is_open:
         return "must be a list, such as [a, b]"
-    if problem == "missing" and get_origin(annotation) is not tuple:
-        return "must be given"
+    if problem == "missing" and isinstance(error["loc"][-1], str):  # else an element of a list
+        return "must be given" + (f", a list of {len(parts)}" if get_origin(annotation) is tuple else "")
     if problem in ("missing", "too_short", "too_long", "tuple_type"):
         return f"must be a list of {len(parts)}"
     if problem in BOUNDS:

@@ -101,6 +101,14 @@ def test_a_prefix_that_no_held_out_clip_has_is_refused_before_anything_starts(co
         )
 
 
+def test_codecs_of_the_other_modality_are_named_alone(config):
+    swapped = ("--set", "codec.audio=patchconv-4x8x8-48", "--set", "codec.video=spectral-32")
+    assert complaint("train", config, *swapped, "--dry-run") == [
+        "codec.video: spectral-32 is a codec of audio; give one of video",
+        "codec.audio: patchconv-4x8x8-48 is a codec of video; give one of audio",
+    ]
+
+
 def test_every_mistake_in_settings_is_named_at_once_with_its_place_and_a_way_out(config):
     config.write_text(config.read_text() + "  clisp: 3\n", "utf-8")
     lines = complaint("train", config, "--set", "model.widht=96", "--set", "model.width=1000")

@@ -91,6 +91,8 @@ CASES = {
     "trained; name one of modality video",
     "data:\n  targets: [{name: a, encoder: x}, {name: a, encoder: y}]\n": "a.yaml:2: "
     "data.targets=[a, a]: a stands there twice; give each encoder a name of its own",
+    "data:\n  buckets: [{clip_s: 2}]\n": "a.yaml:2: data.buckets.size must be given, a list of 2, got "
+    "{'clip_s': 2}",
     "data:\n  size: [64, 0]\n": "a.yaml:2: data.size[1] must be at least 1, got 0",
     "data:\n  buckets: [{clip_s: 2, size: [-64, 64]}]\n": "a.yaml:2: data.buckets.size[0][0] must be at "
     "least 1, got -64",
