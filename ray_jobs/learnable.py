@@ -15,15 +15,19 @@ from worldmodel.config import RunConfig
 
 @dataclass(frozen=True)
 class Contents:
-    """What clips for training hold, bool [S]; sound may be beside pictures."""
+    """What clips for training hold, bool [S]; sound may be beside pictures. is_sample: there are more, like
+    these perhaps."""
 
     films: np.ndarray
     stills: np.ndarray
     sound: np.ndarray
+    is_sample: bool = False
 
     @classmethod
-    def of(cls, seen_S: np.ndarray, heard_S: np.ndarray, is_still_S: np.ndarray) -> Contents:
-        return cls(seen_S & ~is_still_S, seen_S & is_still_S, heard_S)
+    def of(
+        cls, seen_S: np.ndarray, heard_S: np.ndarray, is_still_S: np.ndarray, *, is_sample: bool = False
+    ) -> Contents:
+        return cls(seen_S & ~is_still_S, seen_S & is_still_S, heard_S, is_sample)
 
     @classmethod
     def of_plan(cls, plan: Plan) -> Contents:
@@ -45,9 +49,9 @@ class Contents:
 
 
 def check_learnable(contents: Contents, cfg: RunConfig) -> None:
-    """UserError where no clip for training holds anything that is trained."""
+    """UserError where no clip for training holds anything that is trained. Others than a sample may."""
     teaches_S = contents.teach(cfg)
-    if not teaches_S.any():
+    if not teaches_S.any() and not contents.is_sample:
         where = ", ".join(source.manifest for source in cfg.data.sources)
         raise UserError(
             f"{where}: nothing to learn: all clips for training {contents.why_not(cfg, ~teaches_S)}; change "
@@ -59,8 +63,9 @@ def useless_parts(contents: Contents, cfg: RunConfig) -> list[str]:
     """For people: clips that teach nothing, phases that never come."""
     notes, teaches_S = never_reached(cfg), contents.teach(cfg)
     if idle := int((~teaches_S).sum()):
+        which = "looked at" if contents.is_sample else "for training"
         notes.append(
-            f"{idle} of {len(teaches_S)} clips for training teach nothing: they "
+            f"{idle} of {len(teaches_S)} clips {which} teach nothing: they "
             f"{contents.why_not(cfg, ~teaches_S)}"
         )
     return notes

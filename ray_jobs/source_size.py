@@ -84,7 +84,12 @@ def _counted(cfg: RunConfig, looked: list[_Looked]) -> Described:
         return Described(facts)
     kind_C = np.array([bucket.kind for bucket in buckets])[cuts.bucket_S]
     seen_C, heard_C = (manifest.numbers(name)[cuts.row_S] for name in ("has_video", "has_sound"))
-    contents = Contents.of(seen_C[trained_C], heard_C[trained_C], kind_C[trained_C] == "still")
+    contents = Contents.of(
+        seen_C[trained_C],
+        heard_C[trained_C],
+        kind_C[trained_C] == "still",
+        is_sample=any(one.share > 1 for one in looked),
+    )
     kinds: Kinds = frozenset(bucket.kind for bucket in buckets if bucket.kind in kind_C)
     return Described(facts, contents, kinds)
 

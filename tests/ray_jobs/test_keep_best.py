@@ -150,5 +150,6 @@ def test_a_full_disk_is_told_once_and_the_best_before_stays(tmp_path, monkeypatc
 
 
 def test_exporting_a_best_commit_that_is_not_there_says_how_to_get_one(tmp_path):
+    (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match=r"has no best commit; train with train\.keep_best=true"):
         export_run(tmp_path, tmp_path / "out", best=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from ray_jobs.errors import UserError
@@ -59,6 +60,16 @@ def test_clips_that_teach_nothing_among_others_are_told(tmp_path):
         "pictures alone"
     ]
     assert not useless_parts(contents, config())
+
+
+def test_a_sample_says_nothing_of_the_other_clips():
+    cfg, none = config(picture_alone=1.0), np.zeros(3, dtype=bool)
+    contents = Contents.of(none, ~none, none, is_sample=True)
+    check_learnable(contents, cfg)
+    assert useless_parts(contents, cfg) == [
+        "3 of 3 clips looked at teach nothing: they hold sound, and objective.picture_alone=1 trains "
+        "pictures alone"
+    ]
 
 
 @pytest.mark.parametrize(
