@@ -68,6 +68,18 @@ def largest_buckets(cfg: RunConfig, kinds: Kinds = None) -> tuple[Bucket, ...]:
     return tuple(kept)
 
 
+def held_buckets(cfg: RunConfig, kinds: Kinds = None) -> tuple[Bucket, ...]:
+    """Those, and the first where steps have empty slots: it is the shape of an empty micro-batch."""
+    first, largest = buckets_of(cfg)[0], largest_buckets(cfg, kinds)
+    has_it = any(first.fits_into(bucket) for bucket in largest)
+    return largest if has_it or not empty_slots(cfg) else (first, *largest)
+
+
+def empty_slots(cfg: RunConfig) -> int:
+    """Of a step: workers that share clips take as many micro-batches, and the last round may lack some."""
+    return -cfg.train.micro_batches % (cfg.train.workers // cfg.train.sequence_parallel)
+
+
 def shapes_differ(cfg: RunConfig, kinds: Kinds = None) -> bool:
     """Whether it has to be told which micro-batch is the largest: else it is that of data.clip_s."""
     return bool(cfg.data.buckets or cfg.data.batch_tokens or (kinds is not None and "picture" not in kinds))

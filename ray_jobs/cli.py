@@ -20,15 +20,13 @@ from ray_jobs.cli_jobs import PASS_ON, doctor, submit
 from ray_jobs.cli_kuberay import kuberay
 from ray_jobs.cli_label import label
 from ray_jobs.cli_lerobot import export_lerobot
-from ray_jobs.cli_output import Address, Json, Set, answer, keep_standard_output, short
+from ray_jobs.cli_output import INTERRUPTED, Address, Json, Set, answer, keep_standard_output, short
 from ray_jobs.cli_prompts import check_prompts
 from ray_jobs.cli_serve import serve
 from ray_jobs.cli_tokenizer import tokenizer_app
 from ray_jobs.errors import UserError, storage_problem
 from ray_jobs.interrupt import sigterm_as_ctrl_c
 from worldmodel.load_config import ConfigError
-
-INTERRUPTED = 130  # 128 + SIGINT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -184,7 +182,7 @@ def train(
     check_layout(cfg)
     with ProgressDisplay() as display:
         display("start", {})
-        connect(address)
+        connect(address, commits=True)
         trained, report = train_and_report(cfg, command=_command(), say=display)
     summary = {"run": str(trained.run), "status": trained.status, "step": trained.step, "report": str(report)}
     answer(summary, as_json, f"report: {report}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ray_jobs.cli_output import Address, Json, Set, answer
+from ray_jobs.cli_output import INTERRUPTED, Address, Json, Set, answer
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # what follows is the job's
 
@@ -30,6 +30,8 @@ def submit(
         on_line=lambda line: typer.echo(line, err=True, nl=False),
     )
     answer({"job": result.job_id, "status": result.status}, as_json, f"{result.job_id}: {result.status}")
+    if wait and result.status == "RUNNING":  # told to stop following it: no script takes the job for done
+        raise typer.Exit(INTERRUPTED)
 
 
 def doctor(

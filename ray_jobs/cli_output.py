@@ -16,6 +16,8 @@ Address = Annotated[
     str | None, typer.Option(help="Ray cluster to join; default: RAY_ADDRESS, else a local one")
 ]
 
+INTERRUPTED = 130  # 128 + SIGINT
+
 _answers: TextIO = sys.stdout
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import psutil
 
 from ray_jobs.errors import JobError, UserError
-from ray_jobs.interrupt import sigterm_stays_ours
+from ray_jobs.interrupt import sigterm_stays_ours, spared_sigterm
 from worldmodel.config import RunConfig
 
 # Decoding, rendering and training take turns on a small machine: with one logical CPU per core the stream
@@ -37,9 +37,13 @@ QUIET = {
 ON_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # no node can be taken from under the job
 
 
-def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
+def connect(address: str | None = None, *, num_cpus: int | None = None, commits: bool = False) -> None:
     """Joins the cluster at `address` (or of RAY_ADDRESS, which is set inside a job), else starts a local one.
-    Does nothing when connected. UserError when no cluster answers."""
+    Does nothing when connected. UserError when no cluster answers.
+
+    commits: what runs has to be stored when SIGTERM comes to every process here. Ray then takes 4 s more to
+    end, for it ends its processes by SIGTERM first.
+    """
     os.environ.update({k: os.environ.get(k, v) for k, v in QUIET.items()})
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     import ray
@@ -55,7 +59,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
     os.environ.update({k: os.environ.get(k, v) for k, v in ON_ONE_MACHINE.items()})
     for _ in range(LOCAL_STARTS):
         try:
-            with sigterm_stays_ours():
+            with sigterm_stays_ours(), spared_sigterm(spared=commits):
                 ray.init(
                     address="local",  # without it Ray joins whatever cluster was started last on this machine
                     num_cpus=num_cpus or local_cpus(),

@@ -67,7 +67,7 @@ def run_demo(
     # Seconds of imports that only the rest of the job needs: done while Ray starts and renders.
     imports = Thread(target=import_module, args=(REST,), daemon=True)
     imports.start()
-    connect(address)
+    connect(address, commits=True)
     imports.join()
     from ray_jobs.train_and_report import train_and_report
 

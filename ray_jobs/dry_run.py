@@ -6,17 +6,17 @@ import math
 from typing import Any
 
 from avtok.load import codec_spec
-from ray_jobs.buckets import Bucket, Kind, Kinds, largest_buckets, shaped_layout, shapes_differ
+from ray_jobs.buckets import Bucket, Kinds, empty_slots, largest_buckets, shaped_layout, shapes_differ
 from ray_jobs.cli_output import answer
 from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.declared_cluster import Cluster, declared_cluster
 from ray_jobs.errors import UserError
 from ray_jobs.fitting import GB, needs, refuse_too_many_workers, refuse_what_cannot_fit
-from ray_jobs.learnable import check_learnable, never_reached, useless_parts
+from ray_jobs.learnable import check_learnable, never_reached, prefix_notes, useless_parts
 from ray_jobs.model_cost import build_on_meta, parameters_by_part
 from ray_jobs.model_fit import init_lines
 from ray_jobs.models import check_encoders, check_lora
-from ray_jobs.preflight import check_codecs, check_prefix
+from ray_jobs.preflight import check_codecs
 from ray_jobs.source_size import Described, describe_data, is_elsewhere
 from ray_jobs.state_memory import Counts
 from ray_jobs.step_time import step_time
@@ -53,7 +53,6 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
     cluster = cluster or Cluster()
     refuse_too_many_workers(cfg, cluster)
     check_lora(cfg.train.lora)
-    check_prefix(cfg)
     layout = _layout(cfg)
     try:
         begins_from = [*_begins_from(cfg, layout), *_follows(cfg)]
@@ -66,10 +65,7 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
     if on_gpu:
         _check_fp8(cfg, cluster)
     groups = cfg.train.workers // cfg.train.sequence_parallel  # of workers that train on the same clips
-    idle_slots = -cfg.train.micro_batches % groups
     kinds = data.kinds
-    if kinds and idle_slots:  # an empty micro-batch is of the first bucket, whatever there is
-        kinds = kinds | frozenset[Kind](["picture"])
     memory = sizes(cfg, student, on_gpu=on_gpu, kinds=kinds)
     refuse_what_cannot_fit(cfg, cluster, on_gpu=on_gpu, memory=memory, kinds=kinds)
     costly, flops = _most_costly(cfg, kinds)
@@ -107,7 +103,7 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
             "steps": cfg.train.steps,
             "clips_per_step": clips,
             "micro_batches_per_worker": math.ceil(cfg.train.micro_batches / groups),
-            "idle_slots": idle_slots,
+            "idle_slots": empty_slots(cfg),
             "commits": math.ceil(cfg.train.steps / cfg.train.checkpoint_every),
             "flops_per_step": flops * cfg.train.micro_batches,
             "over_flow_matching": flops / step_flops(plain, layout, batch_clips).total,
@@ -130,6 +126,7 @@ def _warnings(cfg: RunConfig, data: Described, cluster: Cluster, *, on_gpu: bool
     if data.contents is not None:
         check_learnable(data.contents, cfg)
         notes = useless_parts(data.contents, cfg)
+    notes += prefix_notes(cfg)
     if cluster.has_gpus and not on_gpu:
         notes.append(
             f"train.device={cfg.train.device} leaves the GPUs of --cluster idle: memory and time on them are "

@@ -28,6 +28,20 @@ def sigterm_stays_ours() -> Iterator[None]:
 
 
 @contextmanager
+def spared_sigterm(*, spared: bool) -> Iterator[None]:
+    """What starts meanwhile never gets SIGTERM. `timeout`, systemd and Slurm send it to every process of a
+    job, and a local cluster that heeds it is gone before the last commit."""
+    if not spared:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of children, too
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def first_stop(ask: Callable[[], None]) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM calls `ask`; a second one raises KeyboardInterrupt."""
     if not _in_main_thread():

@@ -51,7 +51,7 @@ class Contents:
 def check_learnable(contents: Contents, cfg: RunConfig) -> None:
     """UserError where no clip for training holds anything that is trained. Others than a sample may."""
     teaches_S = contents.teach(cfg)
-    if not teaches_S.any() and not contents.is_sample:
+    if len(teaches_S) and not teaches_S.any() and not contents.is_sample:
         where = ", ".join(source.manifest for source in cfg.data.sources)
         raise UserError(
             f"{where}: nothing to learn: all clips for training {contents.why_not(cfg, ~teaches_S)}; change "
@@ -76,23 +76,37 @@ def held_out_notes(plan: Plan, cfg: RunConfig) -> list[str]:
     ids = plan.held_out_ids
     if not len(ids):
         return []
-    notes, groups = list[str](), set(plan.table["group"].take(ids).to_pylist())
-    if len(groups) == 1:
+    notes, files = list[str](), set(plan.table["uri"].take(ids).to_pylist())
+    if len(files) == 1:
         notes.append(
             f"held-out error and rollouts are of one file alone: data.held_out={cfg.data.held_out:g}"
         )
-    own = ids[plan.bucket_of[ids] == 0]
-    if not len(own):
+    are_films_S = plan.bucket_of == 0  # of data.clip_s and data.size, as all that are continued
+    own = ids[are_films_S[ids]][: cfg.rollout.clips]
+    if len(own):
+        notes += _too_short(float(plan.table["valid_s"].to_numpy()[own].max()), cfg)
+    elif are_films_S.any():
         notes.append(
-            "nothing will be continued after training: no held-out clip has pictures, data.clip_s and "
+            "nothing will be continued after training: no held-out clip is a film of data.clip_s and "
             "data.size"
         )
-    elif (longest_s := plan.table["valid_s"].to_numpy()[own].max()) < cfg.rollout.prefix_s:
-        notes.append(
-            f"nothing will be continued after training: held-out clips are {longest_s:.3g} s long at most, "
-            f"and rollout.prefix_s={cfg.rollout.prefix_s}"
-        )
     return notes
+
+
+def prefix_notes(cfg: RunConfig) -> list[str]:
+    """For people: whether a prefix is longer than the clips themselves."""
+    return _too_short(cfg.data.clip_s, cfg) if cfg.data.held_out else []
+
+
+def _too_short(longest_s: float, cfg: RunConfig) -> list[str]:
+    frames = int(longest_s * cfg.data.fps + 0.5)  # containers round a duration
+    prefix_frames = round(cfg.rollout.prefix_s / cfg.chunk_s) * cfg.model.chunk_frames
+    if frames >= prefix_frames:
+        return []
+    return [
+        f"nothing will be continued after training: held-out clips are {longest_s:.3g} s long at most, and "
+        f"rollout.prefix_s={cfg.rollout.prefix_s}"
+    ]
 
 
 def never_reached(cfg: RunConfig) -> list[str]:

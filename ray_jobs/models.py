@@ -67,6 +67,8 @@ def _check_modality(target: TargetConfig) -> None:
         settings = json.loads((Path(target.encoder).expanduser() / ENCODER_FILES[1]).read_text("utf-8"))
     except ValueError:  # loading it says more
         return
+    if not isinstance(settings, dict):
+        return
     sees, hears = "image_mean" in settings, "sampling_rate" in settings
     if target.modality == "video" and hears and not sees:
         wrong, right = "no encoder of pictures", "audio"

@@ -23,7 +23,6 @@ def check_given(cfg: RunConfig) -> None:
         raise UserError(str(error)) from None
     check_codecs(video, audio, cfg.data)
     check_latents(cfg, video, audio)
-    check_prefix(cfg)
     check_beside(cfg.rollout.beside)
     check_init(cfg.train.init)
     check_lora(cfg.train.lora)
@@ -33,15 +32,6 @@ def check_given(cfg: RunConfig) -> None:
     folder.check_free(cfg)
     if not folder.config.exists():
         read_sources([source.manifest for source in cfg.data.sources])
-
-
-def check_prefix(cfg: RunConfig) -> None:
-    """UserError where no held-out clip could be continued when training has ended."""
-    if cfg.data.held_out and cfg.rollout.prefix_s > cfg.data.clip_s:
-        raise UserError(
-            f"rollout.prefix_s={cfg.rollout.prefix_s}, but the held-out clips that rollouts continue are of "
-            f"data.clip_s={cfg.data.clip_s}; use --set rollout.prefix_s={cfg.data.clip_s} or less"
-        )
 
 
 def check_codecs(video: CodecSpec, audio: CodecSpec, data: DataConfig) -> None:

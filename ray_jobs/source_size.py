@@ -41,7 +41,7 @@ class _Looked:
 @dataclass(frozen=True)
 class Described:
     """facts: clips, hours and micro-batches of a pass; {known: why not} for sources that cannot be looked at.
-    Where files were opened, what clips for training hold, and the kinds of micro-batches that come."""
+    Where files were opened, what clips for training hold; where all were, the kinds of micro-batches."""
 
     facts: dict[str, Any]
     contents: Contents | None = None
@@ -66,6 +66,8 @@ def _counted(cfg: RunConfig, looked: list[_Looked]) -> Described:
     manifest = ManifestColumns({str(number): one.columns for number, one in enumerate(looked)})
     cuts, source_N = make_cuts(manifest, cfg, buckets), manifest.source_N
     source_C, trained_C = source_N[cuts.row_S], ~cuts.held_out_S
+    if not len(source_N):
+        raise UserError(f"{', '.join(source.manifest for source in cfg.data.sources)}: holds no clips")
     batches = 0
     for source, bucket in np.ndindex(len(looked), len(buckets)):
         own = np.count_nonzero(trained_C & (source_C == source) & (cuts.bucket_S == bucket))
@@ -80,7 +82,7 @@ def _counted(cfg: RunConfig, looked: list[_Looked]) -> Described:
         "steps_per_epoch": batches / cfg.train.micro_batches,
         "epochs": cfg.train.steps * cfg.train.micro_batches / batches,
     }
-    if not all(one.is_opened for one in looked):
+    if not all(one.is_opened for one in looked) or not trained_C.any():
         return Described(facts)
     kind_C = np.array([bucket.kind for bucket in buckets])[cuts.bucket_S]
     seen_C, heard_C = (manifest.numbers(name)[cuts.row_S] for name in ("has_video", "has_sound"))
@@ -90,7 +92,9 @@ def _counted(cfg: RunConfig, looked: list[_Looked]) -> Described:
         kind_C[trained_C] == "still",
         is_sample=any(one.share > 1 for one in looked),
     )
-    kinds: Kinds = frozenset(bucket.kind for bucket in buckets if bucket.kind in kind_C)
+    kinds: Kinds = None
+    if not contents.is_sample:  # of files that were not looked at, one film more needs more memory
+        kinds = frozenset(bucket.kind for bucket in buckets if bucket.kind in kind_C)
     return Described(facts, contents, kinds)
 
 
@@ -125,31 +129,40 @@ def _probed(manifest: str) -> _Looked:
     """As an index of these rows would be. A file that cannot be used is left out, as the run would do."""
     rows = read_sources([manifest]).rows
     looked_at = rows[:: math.ceil(len(rows) / PROBED)]
-    infos = [(row, info) for row in looked_at if (info := _info(row)) is not None]
-    made = [manifest_row(row, info, None, digest=row.uri) for row, info in infos]
+    found = [(row, *_infos(row)) for row in looked_at]
+    made = [manifest_row(row, info, sound, digest=row.uri) for row, info, sound in found if info is not None]
     usable = [row for row in made if not isinstance(row, str)]
     if not usable:
         raise UserError(f"{manifest}: none of {len(looked_at)} files can be opened as media")
     known, columns = f"from {len(looked_at)} of {len(rows)} files", io.BytesIO()
     pq.write_table(pa.Table.from_pylist(usable, schema=MANIFEST_SCHEMA), columns)
-    is_opened = all(_is_here(row) for row in looked_at)
+    is_opened = all(_is_here(uri) for row in looked_at for uri in (row.uri, row.audio_uri) if uri)
     return _Looked(columns, known, len(rows) / len(looked_at), is_opened)
 
 
-def _is_here(row: SourceRow) -> bool:
+def _is_here(uri: str) -> bool:
     """On this machine: none is fetched."""
-    return "://" not in row.uri and bool(member_of(row.uri) or Path(row.uri).exists())
+    return "://" not in uri and bool(member_of(uri) or Path(uri).exists())
 
 
-def _info(row: SourceRow) -> MediaInfo | None:
+def _infos(row: SourceRow) -> tuple[MediaInfo | None, MediaInfo | None]:
+    """Of its file, and of the one that holds its sound. None, None where either cannot be used."""
+    info = _info(row, row.uri)
+    if info is None or not row.audio_uri:
+        return info, None
+    sound = _info(row, row.audio_uri)
+    return (None, None) if sound is None else (info, sound)
+
+
+def _info(row: SourceRow, uri: str) -> MediaInfo | None:
     """Of a file that is not here what its row says of it, where that tells its length. None is fetched."""
-    if _is_here(row):
+    if _is_here(uri):
         try:
-            return probe(str(local_copy(row.uri)))
+            return probe(str(local_copy(uri)))
         except (ClipError, StoreError, OSError):
             return None
     if row.end_s is None:
         return None
     unknown = {"width": 0, "height": 0, "fps": 0.0, "sample_rate": 0, "origin_s": 0.0, "reason": ""}
     there = {"has_video": True, "has_audio": True, "has_sound": True}
-    return MediaInfo(row.uri, duration_s=row.end_s, **there, **unknown)  # pyright: ignore[reportArgumentType]
+    return MediaInfo(uri, duration_s=row.end_s, **there, **unknown)  # pyright: ignore[reportArgumentType]

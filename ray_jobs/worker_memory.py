@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from ray_jobs.buckets import Bucket, Kinds, largest_buckets, shaped_layout
+from ray_jobs.buckets import Bucket, Kinds, held_buckets, shaped_layout
 from ray_jobs.state_memory import FP32, Counts, state_bytes, stored_bytes
 from ray_jobs.step_memory import step_memory
 from worldmodel.config import RunConfig
@@ -95,7 +95,7 @@ def sizes(
 ) -> WorkerMemory:
     """With micro-batches of the bucket that needs most, of those kinds. student: on the meta device, in the
     precision that it runs in."""
-    found = [_sizes(cfg, bucket, student, on_gpu=on_gpu) for bucket in largest_buckets(cfg, kinds)]
+    found = [_sizes(cfg, bucket, student, on_gpu=on_gpu) for bucket in held_buckets(cfg, kinds)]
     return max(found, key=lambda memory: memory.peak)
 
 

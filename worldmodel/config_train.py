@@ -112,10 +112,14 @@ class TrainConfig(Part):
                 "none; set evaluate_clips to 1 or more"
             )
         if self.steps > 1 and lcm(self.evaluate_every, self.checkpoint_every) >= self.steps:
+            every = self.checkpoint_every
+            remedy = f"evaluate_every={every}"
+            if every >= self.steps:
+                remedy = f"checkpoint_every below {self.steps}, and evaluate_every to the same"
             raise ValueError(
                 f"keep_best=true chooses among commits at evaluated steps, and with evaluate_every="
                 f"{self.evaluate_every} and checkpoint_every={self.checkpoint_every} there is none before "
-                f"the last of {self.steps} steps; set evaluate_every={self.checkpoint_every}"
+                f"the last of {self.steps} steps; set {remedy}"
             )
         return self
 

@@ -92,15 +92,6 @@ def test_a_missing_config_is_one_line(tmp_path):
     assert complaint("train", missing) == [f"{missing}: cannot be read: No such file or directory"]
 
 
-def test_a_prefix_that_no_held_out_clip_has_is_refused_before_anything_starts(config):
-    for more in ((), ("--dry-run",)):
-        (line,) = complaint("train", config, "--set", "rollout.prefix_s=1.5", *more)
-        assert line == (
-            "rollout.prefix_s=1.5, but the held-out clips that rollouts continue are of data.clip_s=1.0; use "
-            "--set rollout.prefix_s=1.0 or less"
-        )
-
-
 def test_codecs_of_the_other_modality_are_named_alone(config):
     swapped = ("--set", "codec.audio=patchconv-4x8x8-48", "--set", "codec.video=spectral-32")
     assert complaint("train", config, *swapped, "--dry-run") == [

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from avtok.load import codec_spec
+from avtok.mux import write_clip
 from ray_jobs.declared_cluster import Cluster, declared_cluster
 from ray_jobs.dry_run import describe, dry_run
 from ray_jobs.errors import UserError
@@ -32,6 +33,7 @@ from worldmodel.load_config import load_config
 from worldmodel.randomness import SampleRandom
 from worldmodel.self_flow import self_flow_losses
 from worldmodel.train.engine import PlainEngine, build_student
+from worldmodel.worlds.bounce import BounceSettings, simulate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PRESETS = sorted(path.stem for path in CONFIGS.glob("av_*.yaml"))
@@ -397,8 +399,63 @@ def test_a_source_of_sound_alone_is_reckoned_without_pictures_and_refused_where_
     assert "reckoned with its largest micro-batch: 2 clips of 2.0 s of sound alone" in describe(sounds)
     idle = facts_of({"has_video": False}, workers=2)  # an empty micro-batch has the first bucket's shape
     assert idle["worker_bytes"]["activations"] == films["worker_bytes"]["activations"]
+    assert idle["tokens"] == sounds["tokens"]
+    assert idle["train"]["flops_per_step"] == sounds["train"]["flops_per_step"]
     with pytest.raises(UserError, match="nothing to learn: all clips for training hold sound, and"):
         facts_of({"has_video": False}, picture_alone=1.0)
+
+
+def write_sources(folder: Path, sounds: int, films: int = 0, silent: int = 0) -> Path:
+    """Files of one second: films first, then silent ones, then sound alone."""
+    folder.mkdir()
+    episode = simulate(BounceSettings(), seed=0, duration_s=1.0)
+    video, audio = episode.video_THWC, episode.audio_N
+    contents = [(video, audio)] * films + [(video, None)] * silent + [(None, audio)] * sounds
+    for n, (seen, heard) in enumerate(contents):
+        write_clip(
+            folder / f"{n:03}.{'m4a' if seen is None else 'mp4'}", seen, heard, fps=16, sample_rate=16000
+        )
+    return folder
+
+
+def test_the_sound_of_another_file_is_looked_at(tmp_path: Path):
+    folder = write_sources(tmp_path / "files", sounds=4, silent=4)
+    lines = [f"{folder}/{n:03}.mp4,{folder}/{n + 4:03}.m4a\n" for n in range(4)]
+    (tmp_path / "list.csv").write_text("video,audio\n" + "".join(lines))
+    data, alone = {"manifest": str(tmp_path / "list.csv"), "clip_s": 1.0}, {"sound_alone": 1.0}
+    assert dry_run(config(data=data, objective=alone))["warnings"] == []
+    (folder / "004.m4a").unlink()  # a run leaves that film out
+    assert dry_run(config(data=data, objective=alone))["data"]["clips"] == 3
+    silent = write_sources(tmp_path / "silent", sounds=0, silent=2)
+    with pytest.raises(UserError, match="nothing to learn"):
+        dry_run(config(data=data | {"manifest": str(silent)}, objective=alone))
+
+
+def test_what_was_not_looked_at_may_be_films(tmp_path: Path):
+    """Every third of 129 files is opened."""
+    folder = write_sources(tmp_path / "files", sounds=128)
+    write_sources(tmp_path / "film", sounds=0, films=1)
+    (tmp_path / "film" / "000.mp4").rename(folder / "001.mp4")
+    found = dry_run(config(data={"manifest": str(folder), "clip_s": 1.0}))
+    assert found["data"]["known"] == "from 43 of 129 files"
+    assert (
+        found["tokens"]["parts"]["video"] == dry_run(config(data={"clip_s": 1.0}))["tokens"]["parts"]["video"]
+    )
+
+
+def test_a_manifest_of_no_clips_is_refused(tmp_path: Path):
+    manifest = write_manifest(tmp_path / "m.parquet", [])
+    with pytest.raises(UserError, match=r"m\.parquet: holds no clips"):
+        dry_run(config(data={"manifest": manifest}))
+
+
+def test_a_prefix_longer_than_the_clips_is_told():
+    said = (
+        "nothing will be continued after training: held-out clips are 1 s long at most, and rollout.prefix_s="
+    )
+    for prefix_s, warned in ((1.0, []), (1.1, []), (1.5, [said + "1.5"])):
+        cfg = config(data={"clip_s": 1.0}, rollout={"prefix_s": prefix_s})
+        assert dry_run(cfg)["warnings"] == warned, prefix_s
 
 
 def test_workers_that_share_clips_count_as_one():

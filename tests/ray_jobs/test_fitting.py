@@ -92,6 +92,17 @@ def test_more_workers_are_named_as_far_as_they_are_declared():
         check(cfg, cluster.model_copy(update={"workers": None}))
 
 
+def test_more_workers_that_would_get_an_empty_micro_batch_need_its_memory():
+    """Of pictures, though all clips are sound alone."""
+    kinds: Kinds = frozenset(["sound"])
+    alone, two = (
+        memory_of(config(train__workers=n, train__micro_batches=3), on_gpu=False, kinds=kinds) for n in (1, 2)
+    )
+    full = memory_of(config(train__workers=2, train__micro_batches=4), on_gpu=False, kinds=kinds)
+    assert alone.bucket.kind == full.bucket.kind == "sound"
+    assert two.bucket.kind == "picture"
+
+
 @pytest.mark.parametrize(
     ("workers", "shared_by", "remedy"),
     [

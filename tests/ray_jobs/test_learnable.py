@@ -77,7 +77,14 @@ def test_a_sample_says_nothing_of_the_other_clips():
     [
         ([FILM] * 30, []),
         ([FILM] * 2, ["held-out error and rollouts are of one file alone: data.held_out=0.5"]),
-        ([SOUND] * 30, ["nothing will be continued after training: no held-out clip has pictures, "]),
+        ([{**FILM, "uri": "a", "group": "a"}, {**FILM, "uri": "b", "group": "a"}, FILM], []),
+        ([SOUND] * 30, []),
+        ([STILL] * 30, []),
+        (
+            [{**FILM, "group": "a"}] + [SOUND] * 30,
+            ["nothing will be continued after training: no held-out clip"],
+        ),
+        ([{**FILM, "end_s": 0.48, "duration_s": 0.48}] * 30, []),
         (
             [{**FILM, "end_s": 0.4, "duration_s": 0.4}] * 30,
             ["nothing will be continued after training: held-out clips are 0.4 s long at most, and rollout"],

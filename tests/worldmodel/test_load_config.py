@@ -79,6 +79,9 @@ CASES = {
     "train:\n  steps: 500\n  keep_best: true\n": "a.yaml:3: train.keep_best=true chooses among commits at "
     "evaluated steps, and with train.evaluate_every=250 and train.checkpoint_every=100 there is none before "
     "the last of 500 steps; set train.evaluate_every=100",
+    "train:\n  steps: 100\n  keep_best: true\n": "a.yaml:3: train.keep_best=true chooses among commits at "
+    "evaluated steps, and with train.evaluate_every=250 and train.checkpoint_every=100 there is none before "
+    "the last of 100 steps; set checkpoint_every below 100, and evaluate_every to the same",
     "data:\n  held_out: 0\ntrain:\n  steps: 501\n  keep_best: true\n": "a.yaml:5: train.keep_best=true keeps "
     "the commit of lowest held-out error, and data.held_out=0 holds nothing out; set data.held_out=0.1",
     "objective:\n  video_weight: 0\n  image_weight: 0\n  audio_weight: 0\n": "a.yaml:2: "
