@@ -25,11 +25,12 @@ from worldmodel.worlds.bounce import BounceSettings, simulate
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_job_that_is_followed_no_more_is_not_taken_for_done(monkeypatch, capsys):
+def test_a_job_that_is_followed_no_more_is_not_taken_for_done(monkeypatch):
     def goes_on(kind, arguments, **settings):
         return SubmitResult("job", "RUNNING")
 
     monkeypatch.setattr("ray_jobs.submit.submit", goes_on)
+    monkeypatch.setattr("ray_jobs.cli_jobs.answer", lambda *found: None)
     context = typer.Context(typer.main.get_command(app))
     with pytest.raises(typer.Exit) as ended:
         submit(context, "train", "http://127.0.0.1:8265")
