@@ -12,7 +12,7 @@ from ray_jobs.cluster import CPUS_PER_DECODER
 from ray_jobs.declared_cluster import Cluster, declared_cluster
 from ray_jobs.errors import UserError
 from ray_jobs.fitting import GB, needs, refuse_too_many_workers, refuse_what_cannot_fit
-from ray_jobs.learnable import check_learnable, never_reached, prefix_notes, useless_parts
+from ray_jobs.learnable import check_learnable, never_reached, prefix_notes, useless_clips
 from ray_jobs.model_cost import build_on_meta, parameters_by_part
 from ray_jobs.model_fit import init_lines
 from ray_jobs.models import check_encoders, check_lora
@@ -122,11 +122,10 @@ def dry_run(cfg: RunConfig, cluster: Cluster | None = None) -> dict[str, Any]:
 
 def _warnings(cfg: RunConfig, data: Described, cluster: Cluster, *, on_gpu: bool) -> list[str]:
     """What a run would say, too; UserError for one that can learn nothing."""
-    notes = never_reached(cfg)
+    notes = [*never_reached(cfg), *prefix_notes(cfg)]
     if data.contents is not None:
         check_learnable(data.contents, cfg)
-        notes = useless_parts(data.contents, cfg)
-    notes += prefix_notes(cfg)
+        notes += useless_clips(data.contents, cfg)
     if cluster.has_gpus and not on_gpu:
         notes.append(
             f"train.device={cfg.train.device} leaves the GPUs of --cluster idle: memory and time on them are "

@@ -59,16 +59,16 @@ def check_learnable(contents: Contents, cfg: RunConfig) -> None:
         )
 
 
-def useless_parts(contents: Contents, cfg: RunConfig) -> list[str]:
-    """For people: clips that teach nothing, phases that never come."""
-    notes, teaches_S = never_reached(cfg), contents.teach(cfg)
-    if idle := int((~teaches_S).sum()):
-        which = "looked at" if contents.is_sample else "for training"
-        notes.append(
-            f"{idle} of {len(teaches_S)} clips {which} teach nothing: they "
-            f"{contents.why_not(cfg, ~teaches_S)}"
-        )
-    return notes
+def useless_clips(contents: Contents, cfg: RunConfig) -> list[str]:
+    """For people: clips that teach nothing."""
+    teaches_S = contents.teach(cfg)
+    if teaches_S.all():
+        return []
+    which = "looked at" if contents.is_sample else "for training"
+    return [
+        f"{np.count_nonzero(~teaches_S)} of {len(teaches_S)} clips {which} teach nothing: they "
+        f"{contents.why_not(cfg, ~teaches_S)}"
+    ]
 
 
 def held_out_notes(plan: Plan, cfg: RunConfig) -> list[str]:

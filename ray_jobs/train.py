@@ -23,7 +23,7 @@ from ray_jobs.export import export_run
 from ray_jobs.index import index_sources, read_left_out
 from ray_jobs.interrupt import first_stop
 from ray_jobs.keep_best import BestCommit
-from ray_jobs.learnable import Contents, check_learnable, held_out_notes, useless_parts
+from ray_jobs.learnable import Contents, check_learnable, held_out_notes, never_reached, useless_clips
 from ray_jobs.metrics import RunMetrics
 from ray_jobs.metrics_files import MetricsFiles
 from ray_jobs.model_fit import check_layout, init_lines
@@ -170,7 +170,8 @@ def _run_alone(
         board.set_plan_is_there.remote(True)
     assert plan is not None
     if last_commit(folder.path) is None:
-        for note in (*useless_parts(Contents.of_plan(plan), cfg), *held_out_notes(plan, cfg)):
+        of_clips = useless_clips(Contents.of_plan(plan), cfg)
+        for note in (*never_reached(cfg), *of_clips, *held_out_notes(plan, cfg)):
             _warn(folder, note, progress)
     with storage_errors_in_words(folder.path):
         metrics = MetricsFiles(folder.path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ray_jobs.errors import UserError
-from ray_jobs.learnable import Contents, check_learnable, held_out_notes, never_reached, useless_parts
+from ray_jobs.learnable import Contents, check_learnable, held_out_notes, never_reached, useless_clips
 from ray_jobs.plan import make_plan
 from tests.ray_jobs.test_plan import write_manifest
 from worldmodel.config import RunConfig
@@ -55,18 +55,18 @@ def test_clips_that_teach_nothing_among_others_are_told(tmp_path):
     cfg = config(picture_alone=1.0)
     contents = contents_of(tmp_path, [FILM, SILENT, STILL, SOUND, SOUND], cfg)
     check_learnable(contents, cfg)
-    assert useless_parts(contents, cfg) == [
+    assert useless_clips(contents, cfg) == [
         "2 of 5 clips for training teach nothing: they hold sound, and objective.picture_alone=1 trains "
         "pictures alone"
     ]
-    assert not useless_parts(contents, config())
+    assert not useless_clips(contents, config())
 
 
 def test_a_sample_says_nothing_of_the_other_clips():
     cfg, none = config(picture_alone=1.0), np.zeros(3, dtype=bool)
     contents = Contents.of(none, ~none, none, is_sample=True)
     check_learnable(contents, cfg)
-    assert useless_parts(contents, cfg) == [
+    assert useless_clips(contents, cfg) == [
         "3 of 3 clips looked at teach nothing: they hold sound, and objective.picture_alone=1 trains "
         "pictures alone"
     ]

@@ -124,10 +124,9 @@ def test_a_lora_is_checked_before_anything_starts(lora_run, monkeypatch, tmp_pat
     with pytest.raises(UserError, match=r"not that of train.init=.*: set model.depth=3"):
         check_layout(deeper)
     monkeypatch.setattr("ray_jobs.models.find_spec", lambda name: None)
-    rollout = lora_run.cfg.rollout.model_copy(update={"prefix_s": lora_run.cfg.data.clip_s})
     data = lora_run.cfg.data.model_copy(update={"manifest": str(tmp_path)})
     with pytest.raises(UserError, match=r"train.lora needs peft, .* pip install 'worldmodel\[lora\]'"):
-        check_given(lora_run.cfg.model_copy(update={"data": data, "rollout": rollout}))
+        check_given(lora_run.cfg.model_copy(update={"data": data}))
 
 
 def test_a_base_of_other_latents_is_named_and_no_lora_adapts_it():

@@ -103,6 +103,14 @@ def test_an_encoder_of_the_other_modality_is_told_before_anything_is_loaded(tmp_
         check_encoders(config_of(tmp_path, [{**wrong, "modality": right}]).data.targets)
 
 
+def test_a_preprocessor_that_is_no_mapping_says_nothing_of_the_modality(tmp_path):
+    folder = dino(tmp_path / "eye")
+    for said in ("5", "null", "not json"):
+        (folder / "preprocessor_config.json").write_text(said)
+        target = {"name": "one", "encoder": str(folder), "modality": "audio", "width": 16}
+        check_encoders(config_of(tmp_path, [target]).data.targets)
+
+
 def test_widths_that_a_config_does_not_settle_are_left_to_who_knows_them(tmp_path):
     target = {"name": "focal", "encoder": str(dino(tmp_path / "focal")), "width": 128}
     (cfg,) = config_of(tmp_path, [target]).data.targets
